@@ -1,0 +1,293 @@
+"""Every setting of a run: its default, where the default comes from, and the profiles that scale it.
+
+`RunConfig()` is the paper's full-scale setting; a profile is a plain dict of what differs from it. One line of YAML,
+one papermill parameter and one keyword argument mean the same thing, and a name that does not exist is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LAB_BASE = ROOT / "outputs" / "reference" / "lab_base"
+
+METHOD_NAMES = (
+    "gt",
+    "majority_voting",
+    "self_certainty",
+    "entropy",
+    "co_rewarding_i",
+    "co_rewarding_ii",
+    "co_rewarding_iii",
+    "random",
+    "frozen_teacher",
+)
+PAIRED = ("co_rewarding_i", "co_rewarding_iii")  # train on both views, labels cross between them
+TEACHER = ("co_rewarding_ii", "co_rewarding_iii", "frozen_teacher")  # a second model answers every prompt
+CONFIDENCE = ("self_certainty", "entropy")  # rewarded by the policy's own distribution, no label
+DATASETS = ("lab", "open-rs", "math", "dapo", "amc")
+
+
+def setting(default, help: str, source: str, choices: tuple = ()):
+    """A config field that carries its explanation and the source of its default."""
+    return field(default=default, metadata={"help": help, "source": source, "choices": choices})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. Raises ValueError, naming the valid values, for anything that cannot be run as asked."""
+
+    # --- what is run
+    profile: str = setting("qwen3-4b", "preset that filled the other fields", "this project")
+    method: str = setting("gt", "reward", "paper, table 1", METHOD_NAMES)
+    model: str = setting("Qwen/Qwen3-4B-Base", "Hub id or folder of the base model", "paper, table 1")
+    dataset: str = setting("open-rs", "training questions", "paper, section 5.1", DATASETS)
+    source: str = setting("", "folder that holds the data set; empty: the Hub", "this project")
+    seed: int = setting(0, "seed of data order, rollouts and initial state", "this project")
+    # --- the method
+    views: str = setting(
+        "original", "whose prompts the single-view methods see", "paper, table 3", ("original", "rephrased", "both")
+    )
+    batch_unit: str = setting(
+        "pairs", "what prompts_per_step counts for I and III", "released scripts: 128 pairs", ("rollouts", "pairs")
+    )
+    answer_equality: str = setting(
+        "equivalent",
+        "when two answers are the same; released: raw strings for votes, Hendrycks for GT",
+        "this project",
+        ("equivalent", "released"),
+    )
+    min_support: float = setting(0.0, "share of the group that a label needs", "released code: no floor")
+    teacher_start: float = setting(
+        0.01, "policy's weight in the teacher's first update", "run_corewarding-II.sh alpha_start"
+    )
+    teacher_end: float = setting(1e-5, "policy's weight at the end", "run_corewarding-II.sh alpha_end")
+    teacher_schedule: str = setting(
+        "released", "cosine end point", "released code; paper text; paper Eq. 11", ("released", "text", "eq11")
+    )
+    # --- GRPO
+    prompts_per_step: int = setting(128, "questions (or pairs) a step", "paper, table 5; train_batch_size")
+    rollouts: int = setting(8, "rollouts a prompt, G", "paper, table 5; rollout.n")
+    steps: int = setting(0, "optimizer steps; 0: epochs decide", "paper, table 5: 160 to 330")
+    epochs: float = setting(3.0, "passes over the questions", "released scripts: total_epochs 3")
+    beta: float | None = setting(
+        None, "KL coefficient; empty: 0.005 for I, 0.001 for the rest", "run_corewarding-I.sh, run_corewarding-II.sh"
+    )
+    learning_rate: float = setting(3e-6, "peak learning rate", "paper, table 5; actor.optim.lr")
+    lr_schedule: str = setting(
+        "cosine", "after warm-up", "released scripts: warmup_style cosine", ("cosine", "constant_with_warmup")
+    )
+    warmup: float = setting(
+        0.1, "share of the steps (below 1) or number of steps", "released scripts: lr_warmup_steps_ratio"
+    )
+    weight_decay: float = setting(0.01, "AdamW weight decay", "released code, fsdp_workers")
+    max_grad_norm: float = setting(1.0, "gradient clipping", "released code, grad_clip")
+    loss_type: str = setting(
+        "bnpo",
+        "token mean of each micro-batch",
+        "released code: token-mean per micro-batch",
+        ("bnpo", "grpo", "dapo", "dr_grpo"),
+    )
+    epsilon: float = setting(0.2, "clip range; inactive at one update a batch", "released code, clip_ratio")
+    temperature: float = setting(1.0, "sampling temperature of rollouts", "rollout.yaml")
+    top_p: float = setting(1.0, "nucleus of rollouts", "rollout.yaml")
+    max_prompt_tokens: int = setting(512, "longer questions are dropped", "paper, table 5; data.max_prompt_length")
+    max_completion_tokens: int = setting(3072, "length of a rollout", "paper, table 5; data.max_response_length")
+    stop_tokens: str = setting(
+        "<|im_end|> <|endoftext|>",
+        "tokens that end a rollout, beside the tokenizer's EOS",
+        "Qwen3-Base declares <|endoftext|> only, its chat template ends turns with <|im_end|>",
+    )
+    # --- how it is run
+    micro_batch: int = setting(
+        8, "rollouts a forward pass on each process", "released scripts: micro_batch_size_per_gpu"
+    )
+    bf16: bool = setting(True, "bf16 compute over fp32 master weights", "released code: FSDP mixed precision")
+    gradient_checkpointing: bool = setting(True, "recompute activations", "released scripts")
+    engine: str = setting("vllm", "who generates rollouts", "released scripts: vLLM", ("vllm", "transformers"))
+    eval_steps: int = setting(10, "steps between validations", "released scripts: test_freq 10")
+    eval_problems: int = setting(500, "validation problems", "this project; released: all 5,000 of MATH test")
+    eval_samples: int = setting(1, "answers a validation problem", "released code: n = 1")
+    eval_temperature: float = setting(0.0, "0: greedy", "released code, val_kwargs")
+    eval_dataset: str = setting(
+        "math-test", "validation problems, never seen in training", "released scripts: math/test.parquet"
+    )
+    test_problems: int = setting(0, "held-out test problems of the same kind; 0: notebook 04 decides", "this project")
+    test_samples: int = setting(1, "answers a test problem", "this project")
+    save_steps: int = setting(10, "steps between checkpoints", "run_corewarding-I.sh save_freq")
+    completions_every: int = setting(1, "steps between stored rollouts", "this project")
+    report_to: str = setting(
+        "none", "tracker besides the local files", "this project", ("none", "tensorboard", "trackio", "wandb")
+    )
+
+    def __post_init__(self):
+        for f in fields(self):
+            object.__setattr__(self, f.name, _coerce(f, getattr(self, f.name)))
+            valid = f.metadata["choices"]
+            if valid and getattr(self, f.name) not in valid:
+                raise ValueError(unknown(f.name, getattr(self, f.name), valid))
+        if self.profile not in PROFILES:
+            raise ValueError(unknown("profile", self.profile, PROFILES))
+        if self.beta is None:
+            object.__setattr__(self, "beta", 0.005 if self.method == "co_rewarding_i" else 0.001)
+        if self.views != "original" and self.method != "majority_voting":
+            raise ValueError(
+                f"views={self.views!r} is an ablation of majority_voting; method {self.method!r} fixes its own views"
+            )
+        if self.rollouts < 2:
+            raise ValueError("rollouts must be at least 2: an advantage compares rollouts of one group")
+        if self.paired and self.batch_unit == "rollouts" and self.prompts_per_step % 2:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} must be even: {self.method} trains on pairs of views"
+            )
+        if (self.dataset == "lab") != (self.eval_dataset == "lab"):
+            raise ValueError(
+                f"dataset={self.dataset!r} with eval_dataset={self.eval_dataset!r}: the lab's model and problems belong together; use profile 'lab' for both or neither"
+            )
+        for name in (
+            "prompts_per_step",
+            "micro_batch",
+            "max_completion_tokens",
+            "eval_steps",
+            "save_steps",
+            "completions_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def paired(self) -> bool:
+        """Whether a batch holds both views of each question."""
+        return self.method in PAIRED or self.views == "both"
+
+    @property
+    def prompts(self) -> int:
+        """Prompts a step: twice prompts_per_step where pairs are counted."""
+        return self.prompts_per_step * (2 if self.paired and self.batch_unit == "pairs" else 1)
+
+    @property
+    def base_model(self) -> str:
+        """Folder or Hub id that holds the base model's weights."""
+        return str(LAB_BASE) if self.model == "lab" else self.model
+
+    @property
+    def hash6(self) -> str:
+        """Six hex digits over every setting that can change the result."""
+        settings = {k: v for k, v in self.to_dict().items() if k not in ("report_to", "completions_every")}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
+
+    @property
+    def run_name(self) -> str:
+        """`<method>-<model>-<dataset>-<seed>-<hash6>`: the key of skip-if-done, so it holds no date."""
+        return f"{self.method}-{Path(self.model).name}-{self.dataset}-{self.seed}-{self.hash6}"
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+# What differs from the full-scale defaults above. The lab's values are the shared lab study's ("e_96_3").
+PROFILES: dict[str, dict] = {
+    "qwen3-4b": {},
+    "lab": {
+        "model": "lab",
+        "dataset": "lab",
+        "prompts_per_step": 16,
+        "batch_unit": "rollouts",
+        "steps": 210,
+        "beta": 0.0,
+        "learning_rate": 2.5e-4,
+        "lr_schedule": "constant_with_warmup",
+        "warmup": 10,
+        "weight_decay": 0.0,
+        "teacher_start": 0.0157,  # 0.01 x 330/210: the same drift of the teacher over a shorter run
+        "max_prompt_tokens": 16,
+        "max_completion_tokens": 24,
+        "stop_tokens": "",
+        "micro_batch": 128,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "engine": "transformers",
+        "eval_steps": 10,
+        "eval_problems": 100,
+        "eval_samples": 4,
+        "eval_temperature": 1.0,
+        "eval_dataset": "lab",
+        "test_problems": 200,
+        "test_samples": 8,
+        "save_steps": 30,
+        "completions_every": 5,
+    },
+}
+
+
+def load_config(profile: str = "lab", path: str | Path = "", **overrides) -> RunConfig:
+    """Profile, then the YAML file at `path`, then keyword overrides (None and "" mean: not given).
+
+    Raises ValueError for an unknown profile, key or value, naming the valid ones.
+
+    >>> load_config("lab", method="co_rewarding_i").prompts
+    16
+    """
+    given = {}
+    if path:
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(
+                f"config file {path} does not exist; write one with `python -m corelib train --dry-run > run.yaml`"
+            )
+        given = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(given, dict):
+            raise ValueError(
+                f"config file {path} holds a {type(given).__name__}; it must be a mapping of setting: value"
+            )
+    given |= {k: v for k, v in overrides.items() if v is not None and v != ""}
+    names = [f.name for f in fields(RunConfig)]
+    for key in given:
+        if key not in names:
+            raise ValueError(unknown("setting", key, names))
+    profile = given.pop("profile", profile)
+    if profile not in PROFILES:
+        raise ValueError(unknown("profile", profile, PROFILES))
+    return RunConfig(**({"profile": profile} | PROFILES[profile] | given))
+
+
+def unknown(what: str, value, valid) -> str:
+    """One sentence for a misspelt name: what it is, the nearest valid one, all valid ones."""
+    near = difflib.get_close_matches(str(value), [str(v) for v in valid], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {value!r}: {hint}valid are {', '.join(str(v) for v in valid)}"
+
+
+def _coerce(f, value):
+    """The field's type from a YAML or papermill value: '3e-6' is a float (PyYAML reads it as a string), 1 is not True."""
+    kind = typing.get_type_hints(RunConfig)[f.name]
+    if value is None and kind == float | None:
+        return None
+    kind = float if kind == float | None else kind
+    try:
+        if kind is bool:
+            if not isinstance(value, bool):
+                raise ValueError
+            return value
+        if kind is str:
+            if not isinstance(value, str):
+                raise ValueError
+            return value
+        if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
+            raise ValueError
+        return int(float(value)) if kind is int else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"setting {f.name}={value!r} must be a {kind.__name__} ({f.metadata['help']})") from None

@@ -1,0 +1,265 @@
+"""One training run, from its configuration to its folder: the one thing that accelerate launches.
+
+    python -m corelib.train --config run.yaml --out outputs/runs/<name>
+
+The same command starts a run, resumes it from its newest whole checkpoint, and does nothing when it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from corelib import runs
+from corelib.config import RunConfig, load_config
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # worth a factor of 4 on tiny models and shared cores
+
+
+def training_rows(config: RunConfig, tokenizer=None):
+    """The rows TRL trains on and their hash: one row a prompt, the two views of a pair adjacent for paired methods.
+
+    Columns: prompt, pair_id, view, answer. Ground truth travels along for `gt` and for the `gt/` metrics only.
+    """
+    from datasets import Dataset
+
+    from corelib import evaluate
+
+    pairs = load_pairs(config, tokenizer)
+    views = ("original", "rephrased") if config.paired else (config.views,)
+    column = {"original": "question", "rephrased": "rephrased"}
+    rows = [
+        {
+            "prompt": evaluate.prompt_of(config, pair[column[view]]),
+            "pair_id": pair["id"],
+            "view": view,
+            "answer": pair["answer"],
+        }
+        for pair in pairs
+        for view in views
+    ]
+    if len(rows) < config.prompts:
+        raise ValueError(
+            f"{len(rows)} training prompts are fewer than one step's {config.prompts}; lower prompts_per_step"
+        )
+    return Dataset.from_list(rows), runs.data_hash(rows)
+
+
+def load_pairs(config: RunConfig, tokenizer=None):
+    """Question pairs of the run's data set; pairs with an overlong view are dropped as in the released loader."""
+    if config.dataset == "lab":
+        from corelib import lab
+
+        return lab.pairs(seed=config.seed)[0]
+    from corelib import data
+
+    pairs, audit = data.load_pairs(config.dataset, config.source or None)
+    return data.length_filter(pairs, tokenizer, config.max_prompt_tokens, audit) if tokenizer is not None else pairs
+
+
+def total_steps(config: RunConfig, rows: int) -> int:
+    """Optimizer steps: `steps`, else whole batches an epoch times `epochs` (the leftover of an epoch is dropped)."""
+    return config.steps or max(1, math.floor(rows // config.prompts * config.epochs))
+
+
+def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1):
+    """TRL's GRPOConfig with every value that matters spelt out: TRL's defaults differ from the paper's.
+
+    Raises ValueError when a step's rollouts cannot be split evenly over processes and micro-batches.
+    """
+    from trl import GRPOConfig
+
+    rollouts = config.prompts * config.rollouts
+    micro = min(config.micro_batch, rollouts // processes)
+    if rollouts % (micro * processes):
+        raise ValueError(
+            f"{rollouts} rollouts a step do not split over {processes} processes x micro_batch={micro}; choose a micro_batch that divides {rollouts // processes}"
+        )
+    accumulation = rollouts // (micro * processes)
+    warmup = int(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    vllm = (
+        {"use_vllm": True, "vllm_mode": "colocate", "vllm_importance_sampling_correction": False}
+        if config.engine == "vllm"
+        else {}
+    )
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,  # one optimizer step a generation batch: ratio 1, the clip is inactive
+        num_iterations=1,
+        num_generations=config.rollouts,
+        max_completion_length=config.max_completion_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=0,
+        loss_type=config.loss_type,
+        scale_rewards="group",
+        beta=config.beta,
+        epsilon=config.epsilon,
+        use_bias_correction_kl=False,  # the released KL term carries no ratio; at ratio 1 only its gradient differs
+        mask_truncated_completions=False,  # released: truncated rollouts count, with reward 0 unless boxed early
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_schedule,
+        warmup_steps=warmup,
+        optim="adamw_torch",
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        model_init_kwargs={"dtype": "float32", "trust_remote_code": False},  # fp32 master weights, bf16 autocast
+        disable_dropout=True,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=1,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        log_completions=True,
+        num_completions_to_print=0,
+        report_to=config.report_to,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,  # the one before is still there while the newest is being written
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        remove_unused_columns=False,
+        **({} if _cuda() else {"use_cpu": True} | ({"ddp_backend": "gloo"} if processes > 1 else {})),
+        **vllm,
+    )
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def load_tokenizer(config: RunConfig):
+    """The base model's tokenizer, left-padded, with a pad token. No remote code."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.base_model, trust_remote_code=False, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def stop_ids(config: RunConfig, tokenizer) -> list[int]:
+    """Token ids that end a completion: the tokenizer's EOS and the configured stop tokens that it knows."""
+    known = tokenizer.get_vocab()
+    return list(dict.fromkeys([tokenizer.eos_token_id, *(known[t] for t in config.stop_tokens.split() if t in known)]))
+
+
+def train(config: RunConfig, folder: Path) -> dict:
+    """Run or resume one training; returns the final status. Raises what training raises, after writing status `failed`."""
+    import torch
+    from transformers import PrinterCallback
+    from transformers.trainer_utils import set_seed
+    from transformers.utils import logging
+
+    from corelib.callbacks import Heartbeat, StopOnSignal, Validate
+    from corelib.trainer import CoRewardingTrainer
+
+    status = runs.read_status(folder)
+    if status.get("state") == "done":
+        print(f"{folder.name} is done")
+        return status
+    if status.get("state") == "running" and status.get("pid") != os.getpid() and _is_main():
+        raise RuntimeError(f"{folder} is being trained by process {status['pid']}; wait for it, or stop it first")
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()
+    started = time.time()
+    try:
+        if config.dataset == "lab":
+            torch.set_num_threads(1)  # bit-for-bit resume, and faster than two on a 0.4 M model
+        set_seed(config.seed)
+        tokenizer = load_tokenizer(config)
+        rows, data_hash = training_rows(config, tokenizer)
+        steps = total_steps(config, len(rows))
+        if _is_main():
+            manifest = runs.read_json(folder / "manifest.json")
+            if manifest is not None and manifest.get("data_hash") != data_hash:
+                raise RuntimeError(
+                    f"the training data of {folder.name} changed (hash {manifest.get('data_hash')} -> {data_hash}); delete the folder to start over"
+                )
+            if manifest is None:
+                runs.write_manifest(folder, config, data_hash=data_hash, prompts=len(rows), steps=steps)
+            runs.write_status(folder, "running", step=0, steps=steps)
+        heartbeat = Heartbeat(folder, steps, config.completions_every, seconds_before=status.get("seconds", 0.0))
+        validate = Validate(config, folder, tokenizer, stop_ids(config, tokenizer))
+        trainer = CoRewardingTrainer(
+            config,
+            model=config.base_model,
+            args=grpo_config(config, folder, steps, int(os.environ.get("WORLD_SIZE", 1))),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            callbacks=[
+                validate,
+                heartbeat,
+                StopOnSignal(),
+            ],  # validation first: its row belongs to the step just logged
+        )
+        heartbeat.trainer = validate.trainer = trainer
+        trainer.remove_callback(PrinterCallback)  # metrics.jsonl has every value; the log gets one line a second
+        trainer.eos_token_ids = stop_ids(config, tokenizer)
+        if config.engine == "transformers":
+            trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+        checkpoint = runs.last_checkpoint(folder)
+        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+        if _is_main():
+            runs.truncate_metrics(folder, step)
+            print(f"{'resuming at step ' + str(step) if step else 'starting'} of {steps}: {folder.name}", flush=True)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finished = trainer.state.global_step >= steps
+        if finished:
+            trainer.save_model(str(folder / "final"))
+        final = {
+            "step": trainer.state.global_step,
+            "steps": steps,
+            "tokens": heartbeat.tokens,
+            "seconds": heartbeat.seconds_before + time.time() - started,
+            "best_step": validate.best_step,
+            "best_validation": validate.best,
+        }
+        if _is_main():
+            runs.write_status(folder, "done" if finished else "stopped", **final)
+            print(f"{'done' if finished else 'stopped'} at step {final['step']} of {steps}", flush=True)
+        return final
+    except BaseException as error:
+        if _is_main():
+            runs.write_status(
+                folder,
+                "failed",
+                error=f"{type(error).__name__}: {error}",
+                last_good=str(runs.last_checkpoint(folder, say=lambda _: None) or ""),
+            )
+        raise
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", required=True, type=Path, help="YAML with the run's settings")
+    parser.add_argument("--out", type=Path, help="run folder (default: outputs/runs/<run name>)")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training starts there is nothing to save
+    config = load_config(path=args.config)
+    status = train(config, args.out or runs.run_folder(config))
+    return 0 if status.get("step") == status.get("steps") else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""The smallest subclass of TRL's GRPOTrainer that runs all nine methods. Written for TRL 1.16.0.
+
+What is overridden, and why (tests/test_trainer.py asserts that these names and signatures still exist):
+
+`_get_train_sampler`     both views of a question stay in one generation batch, and the order is a function of the epoch
+`_generate`              after the policy's rollouts: teacher update, then teacher rollouts, before any log-probability
+`_save_checkpoint`       adds the teacher, then declares the checkpoint whole
+`_load_from_checkpoint`  restores the teacher
+
+The rewards themselves use TRL's public interface: one reward function that sees its rows, gathers the whole groups
+over all ranks, and asks `corelib.rewards.METHODS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler, create_model_from_path
+
+from corelib import confidence, runs
+from corelib.answers import cluster, equivalent, extract, extract_released, vote
+from corelib.config import CONFIDENCE, TEACHER, RunConfig
+from corelib.rewards import METHODS, Group
+from corelib.teacher import Teacher, policy_weight
+
+
+class PairSampler(RepeatSampler):
+    """TRL's RepeatSampler over units of `views` adjacent rows, shuffled by (seed, epoch).
+
+    TRL's own sampler carries a generator from epoch to epoch, so that a run resumed in its second epoch sees another
+    order than the run that was never stopped.
+    """
+
+    def __init__(self, *args, views: int = 1, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.batch_size % views:
+            raise ValueError(f"a generation batch of {self.batch_size} prompts cannot hold whole pairs of views")
+        self.views, self.epoch = views, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        units = torch.randperm(self.num_samples // self.views, generator=generator).tolist()
+        rows = [unit * self.views + view for unit in units for view in range(self.views)]
+        for start in range(0, len(rows) - self.batch_size + 1, self.batch_size):
+            for _ in range(self.repeat_count):
+                for row in rows[start : start + self.batch_size]:
+                    yield from [row] * self.mini_repeat_count
+
+
+class CoRewardingTrainer(GRPOTrainer):
+    """GRPO whose rewards come from votes, views, a teacher or the policy's confidence, by `config.method`.
+
+    The dataset has the columns prompt, pair_id, view, answer; for paired methods the rows of a pair are adjacent,
+    original first. Raises ValueError when one generation batch is not exactly one optimizer step.
+    """
+
+    def __init__(self, config: RunConfig, model: str, args, train_dataset, processing_class, callbacks=()):
+        self.config = config
+        super().__init__(
+            model=model,
+            reward_funcs=[self.judge],
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            callbacks=list(callbacks),
+        )
+        if self.args.steps_per_generation != self.args.gradient_accumulation_steps or self.num_iterations != 1:
+            raise ValueError("one generation batch must be one optimizer step: the teacher's schedule counts steps")
+        self.teacher = None
+        if config.method in TEACHER:
+            # With a KL term TRL has already loaded the base model as its reference: the same weights are the teacher,
+            # so that the KL is taken against the moving teacher as in the released code.
+            weights = (
+                self.ref_model
+                if self.ref_model is not None
+                else create_model_from_path(model, **dict(args.model_init_kwargs or {}))
+            )
+            self.teacher = Teacher(weights.to(self.accelerator.device))
+        if config.method == "self_certainty":
+            confidence.with_mean_logits(self.model, self.temperature)
+        self._rollout = self._teacher_texts = None
+
+    def _get_train_sampler(self, dataset=None):
+        """Replaces GRPOTrainer._get_train_sampler: keep pairs together, make the order a function of the epoch."""
+        return PairSampler(
+            data_source=dataset if dataset is not None else self.train_dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=True,
+            seed=self.args.seed,
+            views=2 if self.config.paired else 1,
+        )
+
+    def _generate(self, prompts):
+        """Extends GRPOTrainer._generate: policy rollouts, then EMA update, then teacher rollouts (released order).
+
+        At step k the teacher first takes in the policy of step k, before that policy is updated, and then answers the
+        same prompts with the same sampling parameters. TRL computes the reference log-probabilities after this method,
+        so the KL is against the teacher just updated.
+        """
+        rollout = super()._generate(prompts)
+        prompt_ids, completion_ids = rollout[0], rollout[1]
+        self._rollout = (prompt_ids, completion_ids)
+        if self.teacher is not None and self.model.training:
+            if self.config.method != "frozen_teacher":
+                c = self.config
+                weight = policy_weight(
+                    self.state.global_step, self.state.max_steps, c.teacher_start, c.teacher_end, c.teacher_schedule
+                )
+                self.teacher.update(self.accelerator.unwrap_model(self.model), weight)
+            with self._generating_with(self.teacher.model):
+                teacher_ids, _ = self._generate_single_turn(prompt_ids, None, {}, self.num_generations)
+            self._teacher_texts = self.processing_class.batch_decode(teacher_ids, skip_special_tokens=True)
+        return rollout
+
+    @contextmanager
+    def _generating_with(self, model):
+        """Let TRL's generation use another model's weights, and put the policy back whatever happens."""
+        policy, self.model_wrapped = self.model_wrapped, model
+        try:
+            yield
+        finally:
+            self.model_wrapped = policy
+
+    def judge(self, prompts, completions, completion_ids, pair_id, view, answer, log_extra, log_metric, **_):
+        """TRL reward function: this rank's rows in, their rewards out; the vote is over whole groups on all ranks."""
+        parse = extract_released if self.config.answer_equality == "released" else extract
+        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        rows = [
+            {"pair": p, "view": v, "truth": t, "answer": parse(text) or None}
+            for p, v, t, text in zip(pair_id, view, answer, texts, strict=True)
+        ]
+        if self.teacher is not None:
+            for row, text in zip(rows, self._teacher_texts, strict=True):
+                row["teacher"] = parse(text) or None
+        if self.config.method in CONFIDENCE:
+            model = self.accelerator.unwrap_model(self.model)
+            with self.accelerator.autocast():
+                entropies, certainties = confidence.sequence_confidence(
+                    model,
+                    *self._rollout,
+                    self.processing_class.pad_token_id,
+                    self.args.per_device_train_batch_size,
+                    self.accelerator.device,
+                    self.temperature,
+                    certainty=self.config.method == "self_certainty",
+                )
+            for i, row in enumerate(rows):
+                row["entropy"] = entropies[i]
+                row["certainty"] = certainties[i] if certainties else None
+        everyone = gather_object(rows)
+        if len(everyone) % self.num_generations:
+            raise RuntimeError(f"{len(everyone)} gathered rollouts do not form groups of {self.num_generations}")
+        # Judged once and broadcast: a grading timeout on one rank must not give it labels of its own.
+        judged = [
+            judge_batch(everyone, self.num_generations, self.config, self.state.global_step)
+            if self.accelerator.is_main_process
+            else None
+        ]
+        rewards, labels, metrics = broadcast_object_list(judged)[0]
+        if self.teacher is not None:
+            metrics["teacher/distance"] = self.teacher.distance(self.accelerator.unwrap_model(self.model))
+        for name, value in metrics.items():
+            log_metric(name, value)
+        mine = slice(self.accelerator.process_index * len(rows), (self.accelerator.process_index + 1) * len(rows))
+        log_extra("pair_id", list(pair_id))
+        log_extra("view", list(view))
+        log_extra("answer", [row["answer"] for row in rows])
+        log_extra("label", labels[mine])
+        log_extra("truth", list(answer))
+        if self.teacher is not None:
+            log_extra("teacher_answer", [row["teacher"] for row in rows])
+        return rewards[mine]
+
+    def _save_checkpoint(self, model, trial):
+        """Extends GRPOTrainer._save_checkpoint: the teacher belongs to the state; the mark comes last."""
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.teacher is not None and self.args.should_save:
+            self.teacher.save(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            runs.mark_complete(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Extends Trainer._load_from_checkpoint: without its teacher, II would restart from the base model (released bug)."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.teacher is not None:
+            self.teacher.load(resume_from_checkpoint)
+
+
+def judge_batch(
+    rows: list[dict], group_size: int, config: RunConfig, step: int
+) -> tuple[list[float], list[str | None], dict[str, float]]:
+    """Rewards and labels of all rollouts of a step, and what is worth logging about them. Pure.
+
+    `rows`: every rollout of the generation batch in order, `group_size` consecutive ones to a prompt, with the keys
+    pair, view, truth, answer and, by method, teacher, entropy, certainty. Raises ValueError when a group is torn.
+    """
+    groups = [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
+    for group in groups:
+        if len({(row["pair"], row["view"]) for row in group}) != 1:
+            raise ValueError("a group mixes prompts: rollouts must arrive as consecutive groups of one prompt")
+    by_view = {(g[0]["pair"], g[0]["view"]): g for g in groups}
+    rewards, labels, logged = [], [], Counter()
+    seen: dict[str, list[float]] = {}
+
+    def log(name, value):
+        if value is not None:
+            seen.setdefault(name, []).append(float(value))
+
+    for group in groups:
+        pair, view, truth = group[0]["pair"], group[0]["view"], group[0]["truth"]
+        other = by_view.get((pair, "rephrased" if view == "original" else "original"), [])
+        judged = METHODS[config.method](
+            Group(
+                answers=[r["answer"] for r in group],
+                other_view=[r["answer"] for r in other],
+                teacher=[r.get("teacher") for r in group],
+                teacher_other_view=[r.get("teacher") for r in other],
+                truth=truth,
+                entropy=[r.get("entropy") for r in group],
+                self_certainty=[r.get("certainty") for r in group],
+                seed=int(hashlib.sha256(f"{config.seed}-{step}-{pair}-{view}".encode()).hexdigest()[:8], 16),
+                equality=config.answer_equality,
+                min_support=config.min_support,
+            )
+        )
+        rewards += judged.rewards
+        labels += [judged.label] * len(group)
+        own = vote([r["answer"] for r in group], equality=config.answer_equality)
+        log("answers/distinct_group", len(own.counts) / group_size)
+        log("answers/support", own.support)
+        has_label = config.method not in (*CONFIDENCE, "random")
+        if has_label:
+            log("label/missing", judged.label is None)
+            log("label/support", judged.support)
+            logged[judged.label] += judged.label is not None
+        if truth:
+            log(
+                "gt/accuracy" if view == "original" else "gt/accuracy_rephrased",
+                sum(r["answer"] is not None and equivalent(truth, r["answer"]) for r in group) / group_size,
+            )
+            log("gt/policy_label_accuracy", own.label is not None and equivalent(truth, own.label))
+            if has_label and config.method != "gt":
+                log("gt/label_accuracy", judged.label is not None and equivalent(truth, judged.label))
+            if config.method in TEACHER:
+                teacher = vote([r["teacher"] for r in group], equality=config.answer_equality)
+                log("gt/teacher_label_accuracy", teacher.label is not None and equivalent(truth, teacher.label))
+        if other and view == "original":
+            theirs = vote([r["answer"] for r in other], equality=config.answer_equality)
+            log(
+                "views/agreement",
+                own.label is not None and theirs.label is not None and equivalent(own.label, theirs.label),
+            )
+    metrics = {name: sum(values) / len(values) for name, values in seen.items()}
+    answered = [r["answer"] for r in rows if r["answer"] is not None]
+    metrics["answers/none"] = 1 - len(answered) / len(rows)
+    classes = Counter(cluster(answered, equality=config.answer_equality))
+    metrics["answers/distinct_batch"] = len(classes) / len(rows)
+    metrics["answers/top_share"] = max(classes.values(), default=0) / len(rows)
+    if sum(logged.values()):
+        metrics["label/top_share"] = max(logged.values()) / sum(logged.values())
+    return rewards, labels, metrics
