@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from corelib.answers import extract
 from corelib.audit import BENCHMARKS, DEFAULT_DROP, Audit, audit_pairs, write_atomically
 
 SYSTEM_PROMPT = r"Let's think step by step and output the final answer within \boxed{}."  # every released row has it
@@ -44,7 +45,14 @@ PROBLEM_FILES = {
     "aime25": ("aime/aime25_evalchemy.jsonl",),
     "gsm8k": ("gsm8k/test.jsonl",),
 }
-QUESTION_COLUMNS, ANSWER_COLUMNS = ("problem", "question", "prompt"), ("expected_answer", "answer")
+# Name -> Hub id, configuration, split; used when no folder is given.
+PROBLEM_HUB = {
+    "math-test": ("DigitalLearningGmbH/MATH-lighteval", "default", "test"),
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
+    "amc": ("AI-MO/aimo-validation-amc", None, "train"),
+    "gsm8k": ("openai/gsm8k", "main", "test"),
+}
+QUESTION_COLUMNS, ANSWER_COLUMNS = ("problem", "question", "prompt"), ("expected_answer", "answer", "solution")
 
 
 class DataError(ValueError):
@@ -85,8 +93,7 @@ def load_pairs(
     clean, audit = audit_pairs(pairs, dataset, load_benchmarks(benchmarks) if benchmarks else None, drop)
     audit.counts = {"rows_original": len(left), "rows_rewrite": len(right)} | audit.counts
     audit.files = files
-    features = {name: datasets.Value("int64" if name == "id" else "string") for name in clean}
-    return datasets.Dataset.from_pandas(clean, datasets.Features(features), preserve_index=False), audit
+    return _dataset(clean), audit
 
 
 def read_view(table: pa.Table, name: str) -> pd.DataFrame:
@@ -216,33 +223,59 @@ def _from_hub(source: Source) -> tuple[tuple[pa.Table, str], tuple[pa.Table, str
     return *views, {source.hub_id: str(info.sha)}
 
 
-def load_problems(name: str, source: str | Path) -> datasets.Dataset:
-    """A held-out set below the folder `source`: columns id, question, answer (all str; AMC answers stay "142.0").
+def load_problems(name: str, source: str | Path | None = None) -> datasets.Dataset:
+    """A held-out set: columns id, question, answer (all str; AMC answers stay "142.0": compare them as numbers).
 
-    name: a key of PROBLEM_FILES. Raises DataError for an unknown name, a missing file, or a missing column.
+    name: a key of PROBLEM_FILES; source: a folder as for load_pairs or the one above it, or None, "" or "hub".
+    Raises DataError for an unknown name, a missing file, or a missing column.
     """
     if name not in PROBLEM_FILES:
-        raise DataError(f"unknown problem set {name!r}; valid are {', '.join(PROBLEM_FILES)}")
-    folder = find_folder(source)
-    path = next((folder / file for file in PROBLEM_FILES[name] if (folder / file).is_file()), None)
-    if path is None:
-        raise DataError(f"{folder}: holds none of {', '.join(PROBLEM_FILES[name])}, needed for {name}")
-    return datasets.Dataset.from_pandas(_read_problems(path), preserve_index=False)
+        raise DataError(f"unknown problem set {name!r}; valid are {', '.join(PROBLEM_FILES)} (and lab, in corelib.lab)")
+    if source in (None, "", "hub"):
+        frame = _problems_from_hub(name)
+    else:
+        folder = find_folder(source)
+        own = folder.name in {place.folder for place in SOURCES.values()}  # open-rs/ itself: the sets lie beside it
+        path = _problem_file(name, folder.resolve().parent if own else folder)
+        if path is None:
+            raise DataError(f"{source}: holds none of {', '.join(PROBLEM_FILES[name])}, needed for {name}")
+        frame = _read_problems(path)
+    return _dataset(frame)
+
+
+def _problem_file(name: str, folder: Path) -> Path | None:
+    return next((folder / file for file in PROBLEM_FILES[name] if (folder / file).is_file()), None)
+
+
+def _dataset(frame: pd.DataFrame) -> datasets.Dataset:
+    """Frame as a Dataset of plain strings; id stays int64 where it is one."""
+    kinds = {name: "int64" if pd.api.types.is_integer_dtype(frame[name]) else "string" for name in frame}
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in kinds.items()})
+    return datasets.Dataset.from_pandas(frame, features, preserve_index=False)
 
 
 def load_benchmarks(folder: str | Path) -> dict[str, pd.DataFrame]:
     """The sets of audit.BENCHMARKS that lie below folder, as frames with question and answer; the rest is left out."""
     folder = find_folder(folder)
-    there = {name: load_problems(name.replace("_", "-"), folder) for name in BENCHMARKS if _holds(name, folder)}
+    files = {name: _problem_file(name.replace("_", "-"), folder) for name in BENCHMARKS}
+    there = {name: _read_problems(path) for name, path in files.items() if path}
     if not there:
+        raise DataError(f"{folder}: no benchmark set; expected one of {', '.join(sum(PROBLEM_FILES.values(), ()))}")
+    return there
+
+
+def _problems_from_hub(name: str) -> pd.DataFrame:
+    if name not in PROBLEM_HUB:
+        raise DataError(f"{name}: no Hub id is known; give source, a folder with {' or '.join(PROBLEM_FILES[name])}")
+    hub_id, configuration, split = PROBLEM_HUB[name]
+    try:
+        rows = datasets.load_dataset(hub_id, configuration, split=split)
+    except Exception as error:  # httpx, offline mode and datasets raise unrelated types
         raise DataError(
-            f"{folder}: holds no benchmark set; expected one of {', '.join(sum(PROBLEM_FILES.values(), ()))}"
-        )
-    return {name: problems.to_pandas() for name, problems in there.items()}
-
-
-def _holds(name: str, folder: Path) -> bool:
-    return any((folder / file).is_file() for file in PROBLEM_FILES[name.replace("_", "-")])
+            f"{hub_id}: the Hub does not answer ({type(error).__name__}: {error}); "
+            f"give source, a folder with {' or '.join(PROBLEM_FILES[name])}"
+        ) from error
+    return _problem_frame(rows, hub_id)
 
 
 def _read_problems(path: Path) -> pd.DataFrame:
@@ -251,25 +284,32 @@ def _read_problems(path: Path) -> pd.DataFrame:
         return pd.DataFrame({"id": view["id"].astype(str), "question": view["text"], "answer": view["answer"]})
     try:
         text = path.read_text(encoding="utf-8")
-        items = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]} ({error}); fetch the file again") from error
+    return _problem_frame(rows, str(path))
+
+
+def _problem_frame(rows: Iterable[dict[str, Any]], name: str) -> pd.DataFrame:
+    """Rows of a benchmark as id, question, answer; a worked solution gives its number after #### or its last box."""
     lines = []
-    for row, item in enumerate(items):
-        question = next((key for key in QUESTION_COLUMNS if key in item), None)
-        answer = next((key for key in ANSWER_COLUMNS if key in item), None)
+    for number, row in enumerate(rows):
+        question = next((key for key in QUESTION_COLUMNS if key in row), None)
+        answer = next((key for key in ANSWER_COLUMNS if key in row), None)
         if question is None or answer is None:
             wanted = QUESTION_COLUMNS if question is None else ANSWER_COLUMNS
-            raise DataError(f"{path}: row {row}: no column {' or '.join(wanted)} (columns: {', '.join(item)})")
-        gold = str(item[answer])
-        if "####" in gold:  # GSM8K: worked solution, then #### and the number with thousands commas
+            raise DataError(f"{name}: row {number}: no column {' or '.join(wanted)} (columns: {', '.join(row)})")
+        gold = str(row[answer])
+        if "####" in gold:  # GSM8K, with thousands commas
             gold = gold.rsplit("####", 1)[1].strip().replace(",", "")
-        lines.append((str(item.get("id", item.get("unique_id", row))), item[question], gold))
+        elif answer == "solution":  # MATH
+            gold = extract(gold) or ""
+        lines.append((str(row.get("id", row.get("unique_id", number))), row[question], gold))
     return pd.DataFrame(lines, columns=["id", "question", "answer"])
 
 
 def length_filter(
-    pairs: datasets.Dataset, tokenizer: Any, audit: Audit | None = None, max_prompt_tokens: int = MAX_PROMPT_TOKENS
+    pairs: datasets.Dataset, tokenizer: Any, max_prompt_tokens: int = MAX_PROMPT_TOKENS, audit: Audit | None = None
 ) -> datasets.Dataset:
     """Keep the pairs of which both rendered prompts have at most max_prompt_tokens tokens; count the rest in audit.
 
