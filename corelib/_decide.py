@@ -1,0 +1,164 @@
+r"""The verdict on two answer texts without sympy: exact text, canonical form, structure, exact numbers, many digits.
+
+None is what is left for math-verify (`_hard`); on real completions that is less than one answer in a thousand.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from corelib._boxes import boxes
+from corelib._compare import compare
+from corelib._latex import Unreadable, tidy
+from corelib._reading import Answer, ambiguous, key, read
+
+_GLUE = re.compile(
+    r"(?:[\s,;.$]|\\[()\[\],;: ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or|\\left|\\right|&|[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
+)
+_MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
+_CUE = re.compile(r".*(?:\b(?:answer|result|solution|value|total|length|angle|ratio|area|it|which|that|he|there)\s+(?:is|are|equals|was)"
+                  r"|\b(?:is|are|equals)|answer\s*:|:)\s+(?=\S)", re.S | re.I)  # fmt: skip
+_NUMBER_AT_END = re.compile(
+    r"(?:^|[\s:(=])((?:[-−]\s*)?(?:[$€£]\s*)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)?(?:/\d+)?\s*[$€£%°]?)([a-zA-Z]{1,5}[²³]?)?"
+    r"(?:[\s.,!?]|$)[^\d]*$"
+)
+_BRACKETED = re.compile(r"\[([^\[\]]{1,200})\][^\[\]\d]*$")
+
+
+@lru_cache(maxsize=65_536)
+def subjects(text: str) -> tuple[str, ...]:
+    r"""What a text may mean as an answer, the first being the main one.
+
+    The content of its last box; for several boxes joined by commas or "and" also their list, separated by " , "; without a
+    box the text, and, if it is a sentence, what the sentence ends with: "The answer is $\frac56$." means \frac56.
+    """
+    found = boxes(text)
+    if found:
+        last = found[-1]
+        if len(found) > 1:
+            joined = [found[-1]]
+            for before, after in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
+                if before.inside or after.start < before.end or not _GLUE.fullmatch(text[before.end : after.start]):
+                    break
+                joined.insert(0, before)
+            if len(joined) > 1:
+                return last.content, " , ".join(box.content for box in joined)
+        return (last.content,)
+    text = text.strip()
+    if len(text) > 20_000:
+        return (text,)
+    return _sentence(text)
+
+
+def _sentence(text: str) -> tuple[str, ...]:
+    math = list(_MATH.finditer(text))
+    outside = _MATH.sub(" ", text)
+    prose = [w for w in re.findall(r"(?<![\\A-Za-z{])[^\W\d_]{2,}", outside)]
+    if not prose:
+        return (text,)
+    if math:
+        last = next(g for g in math[-1].groups() if g is not None)
+        if re.fullmatch(r"\W*(?:(?:and|or|\w+)\W*)?(?:(?:and|or)\W*)*", outside):
+            return text, last
+        return text, last
+    out = [text]
+    if match := _BRACKETED.search(text):
+        out.append(match[1])
+    if match := _CUE.match(text):
+        out.append(text[match.end() :])
+    if len(text) < 2000 and (match := _NUMBER_AT_END.search(text)):
+        number, unit = match[1], (match[2] or "").replace("²", "^2").replace("³", "^3")
+        out.append(f"{number} \\text{{{unit}}}" if unit else number)
+    return tuple(out)
+
+
+_LAST_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|(?<![\w.])-?\.\d+")
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text as it is written, None when there is none."""
+    found = _LAST_NUMBER.findall(text)
+    return found[-1] if found else None
+
+
+_LISTS = ("list", "set", "tuple", "matrix", "join")
+
+
+@lru_cache(maxsize=262_144)
+def decide(gold: str, answer: str) -> bool | None:
+    """Whether two answers are the same; None for what only math-verify can tell. Symmetric; never raises."""
+    if gold == answer:
+        return True
+    golds, answers = subjects(gold), subjects(answer)
+    if golds[0] == answers[0] and golds[0]:
+        return True
+    try:
+        verdict = _pair(golds[0], answers[0])
+        if verdict:
+            return True
+        for g in golds:
+            for a in answers:
+                if (g, a) == (golds[0], answers[0]):
+                    continue
+                if " , " in g + a and not (_is_list(g) and _is_list(a)):
+                    continue  # joined boxes are a list only beside a list
+                if _pair(g, a):
+                    return True
+        return verdict
+    except (RecursionError, MemoryError):
+        return False
+
+
+def _is_list(text: str) -> bool:
+    return read(text, "list").value[0] in _LISTS
+
+
+@lru_cache(maxsize=65_536)
+def _key(text: str) -> str:
+    return key(text)
+
+
+def _pair(gold: str, answer: str) -> bool | None:
+    if not gold.strip() or not answer.strip():
+        return False  # no answer is not an answer
+    if gold == answer or _key(gold) == _key(answer):
+        return True
+    a, b = read(gold), read(answer)
+    verdict = compare(a, b)
+    if verdict:
+        return True
+    if "," in gold or "," in answer:
+        for x, y, xs, ys in ((gold, answer, a, b), (answer, gold, b, a)):
+            if ambiguous(x) and ys.value[0] in _LISTS and compare(read(x, "list"), read(y, "list")):
+                return True
+            if xs.value[0] == "list" and ys.value[0] == "scalar" and _decimal(x, y):
+                return True
+    return _letters(a, b, gold, answer) or verdict
+
+
+def _decimal(text: str, other: str) -> bool:
+    """1,22 beside the number 1.22: a decimal comma."""
+    return (
+        len(re.findall(",", text)) == 1
+        and bool(re.search(r"\d,\d", text))
+        and bool(compare(read(text, "decimal"), read(other)))
+    )
+
+
+def _letters(a: Answer, b: Answer, gold: str, answer: str) -> bool:
+    """A short unit read as variables beside the same unit in words: 10 m and 10 \\text{ m}; or letters beside text."""
+    kinds = {a.value[0], b.value[0]}
+    if kinds == {"scalar", "text"}:
+        return False
+    if kinds == {"scalar"} and (a.unit is None) != (b.unit is None):
+        bare = tidy(answer if b.unit is None else gold)
+        if match := re.fullmatch(r"(.*\d)\s*([a-zA-Z])(?:\^\{?([23])\}?)?", bare):
+            unit = a.unit or b.unit
+            power = f"^{match[3]}" if match[3] else ""
+            try:
+                rewritten = read(f"{match[1]} \\text{{{match[2]}}}{power}")
+            except Unreadable:
+                return False
+            return rewritten.unit == unit and bool(compare(rewritten, a if b.unit is None else b))
+    return False
