@@ -52,6 +52,13 @@ REPAIRS = ("broken_frac_original", "broken_frac_rephrased", "other_latex_damage"
 _ROW_REASONS = [
     key for key in MEANING if key not in ("rows_original", "rows_rewrite", "pairs", "dropped", "repaired", "kept")
 ]
+LAB_MEANING = {
+    "rows": "problems generated",
+    "pairs_kept": "pairs in the prepared set",
+    "duplicates": "problems that occur twice",
+    "wrong_rewrites": "pairs whose rewrite is another problem (for the noise sweep)",
+    "overlap_held_out": "problems that are also in the lab's validation or test problems",
+}
 BENCHMARKS = ("math_test", "math500", "amc", "aime24", "aime25", "gsm8k")
 OVERLAP_MEANING = {
     "": "distinct {} questions found among the training questions (alphanumeric normalisation)",
@@ -267,9 +274,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _meaning(key: str) -> str:
-    if not key.startswith("overlap_"):
-        return MEANING.get(key, "")
-    name = next((name for name in BENCHMARKS if key.startswith(f"overlap_{name}")), "")
+    name = next((name for name in BENCHMARKS if key.startswith(f"overlap_{name}")), None)
+    if name is None:
+        return (MEANING | LAB_MEANING).get(key, "")
     return OVERLAP_MEANING.get(key.removeprefix(f"overlap_{name}"), "").format(name)
 
 

@@ -178,7 +178,12 @@ def find_folder(path: str | Path) -> Path:
 
 def _from_folder(source: Source, folder: Path) -> tuple[tuple[pa.Table, str], tuple[pa.Table, str], dict[str, str]]:
     folder = find_folder(folder)
-    folder = folder / source.folder if (folder / source.folder).is_dir() else folder
+    if (folder / source.folder).is_dir():
+        folder = folder / source.folder
+    elif folder.name in {other.folder for other in SOURCES.values()} - {source.folder}:
+        raise DataError(
+            f"{folder}: this is the folder of another set; give {source.folder}/ or the folder that holds it"
+        )
     views, files = [], {}
     for pattern in (f"{source.split}_original*.parquet", f"{source.split}_rewrite*.parquet"):
         found = sorted(folder.glob(pattern))
@@ -334,7 +339,7 @@ def save_pairs(pairs: datasets.Dataset, path: str | Path) -> Path:
     """Write prepared pairs as one parquet file, in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, pairs.to_parquet)
+    write_atomically(path, lambda partial: pq.write_table(pairs.with_format("arrow")[:], partial))
     return path
 
 
