@@ -179,7 +179,7 @@ class RunConfig:
     @property
     def hash6(self) -> str:
         """Six hex digits over every setting that can change the result."""
-        settings = {k: v for k, v in self.to_dict().items() if k not in ("report_to", "completions_every")}
+        settings = {k: v for k, v in self.to_dict().items() if k not in ("source", "report_to", "completions_every")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
 
     @property

@@ -179,7 +179,7 @@ def evaluate_run(folder: str | Path, progress: Callable | None = None) -> dict:
                     problems["id"],
                     problems["question"],
                     problems["answer"],
-                    problems["level"],
+                    problems["level"] if "level" in problems.column_names else [""] * len(problems),
                     texts,
                     right,
                     strict=True,

@@ -1,0 +1,259 @@
+"""The five notebooks as one job, and sweeps of many runs: what to execute, in which order, and the table at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from corelib import runs
+from corelib.config import DATASETS, METHOD_NAMES, PROFILES, ROOT, RunConfig, load_config, unknown
+from corelib.launch import Job, execute
+
+STAGES = {
+    "01": "01_data_preparation",
+    "02": "02_reward_definitions",
+    "03": "03_grpo_training",
+    "04": "04_evaluation",
+    "05": "05_collapse_diagnostics",
+}
+DEFAULT_METHODS = ("gt", "majority_voting", "co_rewarding_i", "co_rewarding_ii")
+TYPICAL = {"01": 15.0, "02": 15.0, "03": 190.0, "04": 40.0, "05": 25.0}  # seconds in the lab, two at a time on 2 cores
+
+
+@dataclass
+class Plan:
+    """Jobs of a pipeline, its own folder, and the training runs it holds."""
+
+    folder: Path
+    jobs: list[Job]
+    configs: list[RunConfig]
+
+
+def plan(
+    methods: Sequence[str],
+    profile: str,
+    seeds: Sequence[int] = (0,),
+    stages: Sequence[str] = tuple(STAGES),
+    dataset: str = "",
+    source: str = "",
+    benchmarks: str = "",
+    config: str = "",
+    settings: dict | None = None,
+    root: Path | None = None,
+) -> Plan:
+    """What `python -m corelib run` will do. Raises ValueError, naming the valid values, before anything runs."""
+    methods = list(METHOD_NAMES) if list(methods) == ["all"] else list(methods)
+    for what, values, valid in (
+        ("method", methods, METHOD_NAMES),
+        ("stage", stages, tuple(STAGES)),
+        ("profile", [profile], PROFILES),
+    ):
+        for value in values:
+            if value not in valid:
+                raise ValueError(unknown(what, value, valid))
+    if dataset and dataset not in DATASETS:
+        raise ValueError(unknown("dataset", dataset, DATASETS))
+    root = root or runs.RUNS
+    trains = "03" in stages or "04" in stages
+    configs = (
+        [
+            load_config(profile, config, method=m, seed=s, dataset=dataset, source=source, **(settings or {}))
+            for m in methods
+            for s in seeds
+        ]
+        if trains
+        else []
+    )
+    key = json.dumps([methods, profile, list(seeds), dataset, [c.hash6 for c in configs]])
+    folder = root / f"pipeline-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
+    data = dataset or PROFILES[profile].get("dataset", "open-rs")
+    jobs = []
+
+    def add(name, stage, parameters, needs=(), output=None, **kwargs):
+        output = output or folder / f"{STAGES[stage]}.ipynb"
+        jobs.append(
+            Job(
+                name,
+                STAGES[stage],
+                output,
+                parameters,
+                tuple(n for n in needs if any(j.name == n for j in jobs)),
+                typical=TYPICAL[stage],
+                **kwargs,
+            )
+        )
+
+    common = {"profile": profile, "dataset": data, "source": source}
+    if "01" in stages:
+        add(
+            "01",
+            "01",
+            common | {"benchmarks": benchmarks, "seed": seeds[0], "out": str(folder)},
+            done=_stage_done(folder, "01"),
+        )
+    if "02" in stages:
+        add("02", "02", {"profile": profile, "out": str(folder)}, done=_stage_done(folder, "02"))
+    for run_config in configs:
+        run = root / run_config.run_name
+        asked = folder / "configs" / f"{run_config.run_name}.yaml"
+        if "03" in stages:
+            parameters = {
+                "profile": profile,
+                "method": run_config.method,
+                "seed": run_config.seed,
+                "config": str(asked),
+                "root": str(root),
+            }
+            add(
+                f"03 {run_config.method}-{run_config.seed}-{run_config.hash6}",
+                "03",
+                parameters,
+                ("01",),
+                run / "03_grpo_training.ipynb",
+                run=run,
+                done=_trained(run),
+            )
+        if "04" in stages:
+            add(
+                f"04 {run_config.method}-{run_config.seed}-{run_config.hash6}",
+                "04",
+                {"run": str(run)},
+                (f"03 {run_config.method}-{run_config.seed}-{run_config.hash6}",),
+                run / "04_evaluation.ipynb",
+                done=_evaluated(run),
+            )
+    if "05" in stages:
+        names = ",".join(c.run_name for c in configs)
+        add(
+            "05",
+            "05",
+            {"runs": names, "root": str(root), "out": str(folder)},
+            [j.name for j in jobs if j.name[:2] in ("03", "04")],
+            any_need=True,
+            done=_stage_done(folder, "05"),
+        )
+    return Plan(folder, jobs, configs)
+
+
+def _stage_done(folder: Path, stage: str):
+    return lambda: bool((runs.read_json(folder / "stages.json") or {}).get(stage))
+
+
+def _trained(run: Path):
+    return lambda: runs.read_status(run).get("state") == "done" and (run / "03_grpo_training.ipynb").is_file()
+
+
+def _evaluated(run: Path):
+    return lambda: runs.read_json(run / "result.json") is not None and (run / "04_evaluation.ipynb").is_file()
+
+
+def run(plan: Plan, workers: int = 2, say=print) -> int:
+    """Execute a plan; returns the exit code: 0 when every job is done or was done before."""
+    for config in plan.configs:
+        runs.write_text(plan.folder / "configs" / f"{config.run_name}.yaml", config.to_yaml())
+    # Trainings first where both could start: they are the long poles, the notebooks around them are short
+    state = execute(plan.jobs, workers, say)
+    stages = runs.read_json(plan.folder / "stages.json") or {}
+    stages |= {name: True for name, s in state.items() if s in ("done", "skipped")}
+    runs.write_json(plan.folder / "stages.json", stages)
+    table = results(plan.configs, root=plan.folder.parent)
+    if len(table):
+        table.to_csv(plan.folder / "table.csv", index=False)
+        show(table)
+    report = plan.folder / "05_collapse_diagnostics.ipynb"
+    if state.get("05") in ("done", "skipped") and report.is_file():
+        if state["05"] == "done" or not report.with_suffix(".html").is_file():
+            subprocess.run(
+                [sys.executable, "-m", "nbconvert", "--to", "html", "--log-level", "ERROR", str(report)],
+                check=True,
+                cwd=ROOT,
+            )
+        say(f"report: {report.with_suffix('.html')}")
+    broken = [name for name, s in state.items() if s in ("failed", "blocked")]
+    if broken:
+        say(
+            f"{len(broken)} of {len(plan.jobs)} jobs did not finish: {', '.join(broken)}; the same command goes on from here"
+        )
+    return 1 if broken else 0
+
+
+def results(configs: Sequence[RunConfig], root: Path | None = None):
+    """result.json of each run as one DataFrame, in the order of `configs`; runs without one are left out."""
+    import pandas as pd
+
+    rows = []
+    for config in configs:
+        result = runs.read_json((root or runs.RUNS) / config.run_name / "result.json")
+        if result:
+            rows.append({k: v for k, v in result.items() if k != "intervals"} | {"run": config.run_name})
+    return pd.DataFrame(rows)
+
+
+def show(table) -> None:
+    """Print the results table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Table(title="accuracy on held-out problems, original view; best is chosen on validation problems")
+    for name in (
+        "method",
+        "seed",
+        "base",
+        "best",
+        "final",
+        "final reward",
+        "label accuracy",
+        "collapsed",
+        "steps",
+        "tokens",
+    ):
+        out.add_column(name, justify="left" if name == "method" else "right")
+    for r in table.to_dict("records"):
+        label = r["label_accuracy"]
+        out.add_row(
+            r["method"], str(r["seed"]), *(f"{100 * r[f'{k}_accuracy']:.1f} %" for k in ("base", "best", "final")), f"{r['final_reward']:.3f}",
+            "-" if label is None or label != label else f"{100 * label:.1f} %", "yes" if r["collapsed"] else "no", str(r["steps"]), f"{r['tokens']:,}",
+        )  # fmt: skip
+    Console(width=120).print(out)
+
+
+def sweep_plan(path: str | Path, root: Path | None = None) -> Plan:
+    """A sweep file as a plan of 03 and 04 for every combination. Raises ValueError for unknown keys or settings.
+
+    The file is YAML: `profile`, `methods`, `seeds`, and `settings`, a mapping of setting: list of values to cross.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"sweep file {path} does not exist; it is YAML with profile, methods, seeds, settings")
+    spec = yaml.safe_load(path.read_text()) or {}
+    valid = ("profile", "methods", "seeds", "settings")
+    for key in spec:
+        if key not in valid:
+            raise ValueError(unknown("key of a sweep file", key, valid))
+    grid = spec.get("settings") or {}
+    whole = Plan(Path(), [], [])
+    for values in itertools.product(*grid.values()):
+        part = plan(
+            spec.get("methods", ["all"]),
+            spec.get("profile", "lab"),
+            spec.get("seeds", [0]),
+            ("03", "04"),
+            settings=dict(zip(grid, values, strict=True)),
+            root=root,
+        )
+        whole.jobs += part.jobs
+        whole.configs += part.configs
+    digest = hashlib.sha256(json.dumps([c.run_name for c in whole.configs]).encode()).hexdigest()[:6]
+    whole.folder = (root or runs.RUNS) / f"pipeline-{digest}"
+    for job in whole.jobs:
+        if "config" in job.parameters:
+            job.parameters["config"] = str(whole.folder / "configs" / Path(job.parameters["config"]).name)
+    return whole

@@ -1,0 +1,297 @@
+"""The trainer on the lab's model: what it overrides, what it labels, how its teacher moves, that it resumes exactly."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trl import GRPOTrainer
+
+from corelib import runs, train
+from corelib.answers import extract
+from corelib.config import METHOD_NAMES
+from corelib.lab import BASE_MODEL
+from corelib.rewards import METHODS, Group
+from corelib.teacher import policy_weight
+from corelib.trainer import CoRewardingTrainer, PairSampler, judge_batch
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("_get_train_sampler", ["self", "dataset"]),
+        ("_generate", ["self", "prompts"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+    ],
+)
+def test_overridden_trl_methods_exist_with_the_same_signature(name, parameters):
+    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
+    assert list(inspect.signature(getattr(CoRewardingTrainer, name)).parameters) == parameters
+
+
+def test_only_the_documented_methods_are_overridden():
+    ours = {n for n, f in vars(CoRewardingTrainer).items() if callable(f) and hasattr(GRPOTrainer, n)} - {"__init__"}
+    assert ours == {"_get_train_sampler", "_generate", "_save_checkpoint", "_load_from_checkpoint"}
+    called = list(inspect.signature(GRPOTrainer._generate_single_turn).parameters)
+    assert called == ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"]
+
+
+# --- sampler ---------------------------------------------------------------------------------------------------------
+
+
+def sampler(n=20, views=2, batch=4, repeat=3, **kwargs):
+    return PairSampler(range(n), mini_repeat_count=2, batch_size=batch, repeat_count=repeat, seed=5, views=views, **kwargs)
+
+
+def test_sampler_keeps_pairs_in_one_generation_batch():
+    rows = list(sampler())
+    assert len(rows) == len(sampler()) == 20 * 2 * 3
+    for start in range(0, len(rows), 4 * 2):
+        batch = rows[start : start + 8 : 2]
+        assert all(batch[i] + 1 == batch[i + 1] and batch[i] % 2 == 0 for i in (0, 2))
+
+
+def test_sampler_order_is_a_function_of_the_epoch_alone():
+    a, b = sampler(), sampler()
+    first = list(a)
+    a.set_epoch(1)
+    second = list(a)
+    b.set_epoch(1)
+    assert list(b) == second != first
+    b.set_epoch(0)
+    assert list(b) == first
+
+
+def test_sampler_refuses_half_pairs():
+    with pytest.raises(ValueError, match="whole pairs"):
+        sampler(batch=3)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(pair, view, answers, truth="1", **columns):
+    return [{"pair": pair, "view": view, "truth": truth, "answer": a, **{k: v[i] for k, v in columns.items()}} for i, a in enumerate(answers)]
+
+
+def test_judge_batch_crosses_the_views_and_counts(tiny):
+    config = tiny("co_rewarding_i")
+    rows = rows_of(7, "original", ["1", "1", "2", None]) + rows_of(7, "rephrased", ["2", "2", "2", "1"])
+    rewards, labels, m = judge_batch(rows, 4, config, step=0)
+    assert rewards == [0, 0, 1, 0] + [0, 0, 0, 1] and labels == ["2"] * 4 + ["1"] * 4
+    assert m["gt/accuracy"] == 0.5 and m["gt/accuracy_rephrased"] == 0.25
+    assert m["gt/label_accuracy"] == 0.5  # "2" is wrong, "1" is right
+    assert m["gt/policy_label_accuracy"] == 0.5 and m["views/agreement"] == 0
+    assert m["label/support"] == pytest.approx((0.75 + 0.5) / 2) and m["label/missing"] == 0
+    assert m["answers/none"] == 1 / 8 and m["answers/distinct_batch"] == 2 / 8 and m["answers/top_share"] == 4 / 8
+
+
+def test_judge_batch_survives_a_batch_without_any_answer(tiny):
+    for method in METHOD_NAMES:
+        extra = {"entropy": [1.0] * 4, "certainty": [2.0] * 4, "teacher": [None] * 4}
+        rows = rows_of(1, "original", [None] * 4, **extra) + rows_of(1, "rephrased", [None] * 4, **extra)
+        rewards, labels, m = judge_batch(rows, 4, tiny(method), step=0)
+        assert len(rewards) == 8 and all(r == r for r in rewards)
+        if method in ("majority_voting", "co_rewarding_i", "co_rewarding_ii", "co_rewarding_iii", "frozen_teacher"):
+            assert rewards == [0.0] * 8 and labels == [None] * 8 and m["label/missing"] == 1
+
+
+def test_judge_batch_refuses_torn_groups(tiny):
+    with pytest.raises(ValueError, match="mixes prompts"):
+        judge_batch(rows_of(1, "original", ["1"] * 3) + rows_of(2, "original", ["1"] * 5), 4, tiny("gt"), 0)
+
+
+def test_missing_truth_gives_no_gt_columns(tiny):
+    _, _, m = judge_batch(rows_of(1, "original", ["1"] * 4, truth=None), 4, tiny("majority_voting"), 0)
+    assert not any(name.startswith("gt/") for name in m)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("beta", [0.0, None], ids=["lab-beta", "paper-beta"])
+def test_every_method_trains_with_the_labs_and_the_papers_beta(method, beta, tiny, tmp_path):
+    """Two real optimizer steps: weights change, stored labels and rewards are those of the pure functions."""
+    from corelib.config import load_config
+
+    beta = load_config("qwen3-4b", method=method).beta if beta is None else beta
+    config = tiny(method, beta=beta, learning_rate=1e-3)
+    train.train(config, tmp_path)
+    base = {k: v.float() for k, v in weights(BASE_MODEL).items()}
+    final = weights(tmp_path / "final")
+    assert any(not torch.equal(base[k], final[k]) for k in base)
+    metrics = runs.load_metrics(tmp_path)
+    assert len(metrics[metrics["step"] > 0]) == 2 and metrics["reward"].notna().sum() == 2
+    assert ("kl" in metrics) == (beta > 0)
+    stored = runs.load_completions(tmp_path)
+    assert len(stored) == 2 * config.prompts * config.rollouts
+    assert all((extract(c) or None) == (a if isinstance(a, str) else None) for c, a in zip(stored["completion"], stored["answer"], strict=True))
+    for (step, pair, view), g in stored.groupby(["step", "pair_id", "view"], sort=False):
+        other = stored[(stored["step"] == step) & (stored["pair_id"] == pair) & (stored["view"] != view)]
+        clean = lambda s: [a if isinstance(a, str) else None for a in s]  # noqa: E731
+        if method in ("entropy", "self_certainty", "random"):
+            continue
+        judged = METHODS[method](
+            Group(clean(g["answer"]), clean(other["answer"]), clean(g.get("teacher_answer", [])), clean(other.get("teacher_answer", [])), g["truth"].iloc[0])
+        )
+        assert g["judge"].tolist() == judged.rewards
+        assert set(clean(g["label"])) == {judged.label}
+    assert len(stored[stored["view"] == "rephrased"]) == (len(stored) // 2 if config.paired else 0)
+
+
+@pytest.mark.parametrize("views", ["rephrased", "both"])
+def test_majority_voting_on_other_views(views, tiny, tmp_path):
+    train.train(tiny("majority_voting", views=views), tmp_path)
+    stored = runs.load_completions(tmp_path)
+    assert set(stored["view"]) == ({"rephrased"} if views == "rephrased" else {"original", "rephrased"})
+    for _, g in stored.groupby(["step", "pair_id", "view"]):
+        answers = [a if isinstance(a, str) else None for a in g["answer"]]
+        assert g["judge"].tolist() == METHODS["majority_voting"](Group(answers)).rewards
+
+
+def test_released_equality_trains(tiny, tmp_path):
+    train.train(tiny("majority_voting", answer_equality="released"), tmp_path)
+    assert runs.read_status(tmp_path)["state"] == "done"
+
+
+def test_teacher_is_the_literal_average_of_the_saved_policies(tiny, tmp_path):
+    """II for 4 steps, every policy saved: the checkpointed teacher equals the fp64 average computed from the files."""
+    config = tiny("co_rewarding_ii", steps=4, save_steps=1, learning_rate=1e-3, teacher_start=0.3)
+    kept = {}
+    original = CoRewardingTrainer._save_checkpoint
+
+    def keep(self, model, trial):
+        original(self, model, trial)
+        step = self.state.global_step
+        kept[step] = (weights(tmp_path / f"checkpoint-{step}"), load_file(tmp_path / f"checkpoint-{step}" / "teacher.safetensors"))
+
+    CoRewardingTrainer._save_checkpoint = keep
+    try:
+        train.train(config, tmp_path)
+    finally:
+        CoRewardingTrainer._save_checkpoint = original
+    policy = {k: v.double() for k, v in weights(BASE_MODEL).items()}
+    teacher = dict(policy)
+    for t in range(4):  # in step t+1 the teacher takes in the policy as it was before that step's update
+        w = policy_weight(t, 4, 0.3, config.teacher_end)
+        teacher = {k: (1 - w) * teacher[k] + w * policy[k] for k in teacher}
+        saved_policy, saved_teacher = kept[t + 1]
+        assert saved_teacher.keys() == {k for k in teacher if k in saved_teacher}
+        for k, v in saved_teacher.items():
+            assert v.dtype == torch.float32 and torch.allclose(v.double(), teacher[k], atol=1e-7)
+        policy = {k: v.double() for k, v in saved_policy.items()}
+    moved = max((teacher[k] - weights(BASE_MODEL)[k].double()).abs().max().item() for k in teacher)
+    assert moved > 1e-4
+
+
+def test_frozen_teacher_never_moves(tiny, tmp_path):
+    train.train(tiny("frozen_teacher", learning_rate=1e-3, save_steps=2), tmp_path)
+    base, teacher = weights(BASE_MODEL), load_file(tmp_path / "checkpoint-2" / "teacher.safetensors")
+    assert all(torch.equal(base[k].float(), v) for k, v in teacher.items())
+    assert runs.load_metrics(tmp_path)["teacher/distance"].dropna().iloc[-1] > 0
+
+
+def test_policy_generates_again_after_a_failing_teacher(tiny, tmp_path):
+    config = tiny("co_rewarding_ii")
+    tokenizer = train.load_tokenizer(config)
+    rows, _ = train.training_rows(config)
+    trainer = CoRewardingTrainer(config, config.base_model, train.grpo_config(config, tmp_path, 2), rows, tokenizer)
+    policy = trainer.model_wrapped
+    with pytest.raises(KeyError), trainer._generating_with(trainer.teacher.model):
+        assert trainer.model_wrapped is trainer.teacher.model
+        raise KeyError
+    assert trainer.model_wrapped is policy
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method, save_steps", [("co_rewarding_ii", 2), ("co_rewarding_iii", 3)], ids=["mid-epoch", "epoch-end"])
+def test_resume_equals_no_interruption_bit_for_bit(method, save_steps, tiny, tmp_path):
+    """Stopped in its second epoch and resumed: weights, teacher, metrics and rollouts are those of a run never stopped."""
+    settings = dict(steps=7, save_steps=save_steps, learning_rate=1e-3, eval_steps=2, teacher_start=0.2)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    config = tiny(method, **settings)
+    small = 3 * config.prompts // (2 if config.paired else 1)  # three steps an epoch
+    original = train.load_pairs
+    train.load_pairs = lambda c, t=None: original(c, t).select(range(small))
+    try:
+        train.train(config, whole)
+        interrupt_after(5, config, parts)
+        assert runs.last_checkpoint(parts).name == f"checkpoint-{5 // save_steps * save_steps}"
+        train.train(config, parts)
+    finally:
+        train.load_pairs = original
+    for file in ("final/model.safetensors", "checkpoint-7/teacher.safetensors", "checkpoint-7/model.safetensors"):
+        a, b = load_file(whole / file), load_file(parts / file)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), file
+    timing = ["step_time"]
+    a, b = (runs.load_metrics(f).drop(columns=timing) for f in (whole, parts))
+    assert a.equals(b[a.columns])
+    assert runs.load_completions(whole).equals(runs.load_completions(parts))
+
+
+def interrupt_after(step, config, folder):
+    """Train until `step` is over, then die as by kill -9: nothing is saved or cleaned up."""
+
+    class Killed(BaseException):
+        pass
+
+    from corelib.callbacks import StopOnSignal
+
+    original = StopOnSignal.on_step_end
+
+    def die(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Killed
+
+    StopOnSignal.on_step_end = die
+    try:
+        with pytest.raises(Killed):
+            train.train(config, folder)
+    finally:
+        StopOnSignal.on_step_end = original
+
+
+def test_a_checkpoint_without_its_teacher_is_not_resumed_silently(tiny, tmp_path):
+    config = tiny("co_rewarding_ii", steps=4, save_steps=2)
+    interrupt_after(3, config, tmp_path)
+    (tmp_path / "checkpoint-2" / "teacher.safetensors").unlink()
+    assert "teacher.safetensors is missing" in runs.checkpoint_defect(tmp_path / "checkpoint-2")
+    train.train(config, tmp_path)  # starts over, having said so
+    assert runs.read_status(tmp_path)["step"] == 4
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method, prompts, rollouts, ranks",
+    [("majority_voting", 3, 6, 2), ("co_rewarding_i", 2, 6, 2), ("co_rewarding_ii", 3, 6, 2), pytest.param("co_rewarding_iii", 2, 6, 4, marks=pytest.mark.slow)],
+)
+def test_ranks_have_the_labels_and_rewards_of_one_process(method, prompts, rollouts, ranks, tmp_path):
+    """3 prompts x 6 rollouts on 2 ranks: a group spans ranks. 1 pair x 2 views: a pair spans ranks."""
+    results = {}
+    for n in (1, ranks):
+        out = tmp_path / f"{n}.json"
+        launcher = [sys.executable] if n == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+        command = [*launcher, str(HERE / "ranks_worker.py"), method, str(prompts), str(rollouts), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[n] = json.loads(out.read_text())
+    assert results[1] == results[ranks]
+    assert len(results[1]["rewards"]) == prompts * rollouts
+    assert 0 < sum(results[1]["rewards"]) < prompts * rollouts
