@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
+
+from mpmath import MPContext, fp
 
 MAX_BITS = 60_000  # of an exact integer; 2006! has 19,100
 MAX_FACTORIAL = 3_000
 MAX_EXPONENT = 200_000  # bits of a power evaluated in floating point of many digits
 MAX_TERMS = 300  # of a sum or product written with bounds
 TOLERANCE = Fraction(1, 10**6)
+
+_LOCAL = threading.local()
 
 
 class TooBig(ArithmeticError):
@@ -195,6 +200,7 @@ class _Evaluator:
         self.ctx, self.k = ctx, k
         self.scale = 0.0  # largest term added, to judge what cancellation can leave
         self.opaque = False  # a function that is compared by name and argument only
+        self.branch = False  # a root or logarithm of a negative number was taken
 
     def rational(self, value: Fraction):
         if max(value.numerator.bit_length(), value.denominator.bit_length()) > 1000 and self.ctx.prec == 53:
@@ -248,6 +254,7 @@ class _Evaluator:
         if exponent.denominator % 2 and not ctx.im(base) and ctx.re(base) < 0:  # the real cube root of -8 is -2
             root = ctx.power(-ctx.re(base), ctx.mpf(exponent.numerator) / exponent.denominator)
             return -root if exponent.numerator % 2 else root
+        self.branch = self.branch or not ctx.im(base) and ctx.re(base) < 0
         if exponent == Fraction(1, 2):
             return ctx.sqrt(base)
         return ctx.power(base, ctx.mpf(exponent.numerator) / exponent.denominator)
@@ -264,6 +271,8 @@ class _Evaluator:
             if abs(x) > 10**9:
                 raise TooBig
             return getattr(ctx, name)(x)
+        if name in ("ln", "log"):
+            self.branch = self.branch or not ctx.im(x) and ctx.re(x) < 0
         if name == "ln":
             return ctx.log(x)
         if name == "log" and len(args) == 2:
@@ -286,10 +295,6 @@ class _Evaluator:
         self.opaque = self.opaque or len(name) > 1
         text = name + "|".join(f"{float(ctx.re(a)):.9e},{float(ctx.im(a)):.9e}" for a in args)
         return self.rational(_sample(text, 0))
-
-
-def _real(ctx, value) -> bool:
-    return abs(ctx.im(value)) <= abs(value) * 1e-12
 
 
 def equal(a: tuple, b: tuple) -> bool | None:
@@ -336,15 +341,13 @@ def rationals_equal(a: tuple, b: tuple, x: Fraction, y: Fraction) -> bool:
 
 @lru_cache(maxsize=65_536)
 def _float_value(tree: tuple, k: int) -> tuple | None:
-    """(value, scale, opaque) in double precision at one sample point, None where it does not exist."""
-    from mpmath import fp
-
+    """(value, scale, opaque, branch) in double precision at one sample point, None where it does not exist."""
     evaluator = _Evaluator(fp, k)
     try:
         value = evaluator(tree)
         if not math.isfinite(abs(value)):
             return None
-        return value, max(evaluator.scale, abs(value)), evaluator.opaque
+        return value, max(evaluator.scale, abs(value)), evaluator.opaque, evaluator.branch
     except (ArithmeticError, ValueError, TypeError, NotImplementedError):
         return None
 
@@ -391,8 +394,8 @@ def _equal_at_samples(a: tuple, b: tuple) -> bool | None:
                 usable.append(k)  # floats may overflow where more digits do not
             continue
         opaque = opaque or va[2] or vb[2]
-        if k >= 2 and not (_real_float(va[0]) and _real_float(vb[0])):
-            continue  # roots and logarithms of negative values: answers assume the positive branch
+        if k >= 2 and (va[3] or vb[3]):
+            continue  # answers assume variables for which their roots and logarithms are real
         gap = abs(va[0] - vb[0])
         if gap > 1e-6 * max(abs(va[0]), abs(vb[0])) and gap > 1e-9 * max(va[1], vb[1]):
             return None if opaque else False
@@ -406,16 +409,17 @@ def _equal_at_samples(a: tuple, b: tuple) -> bool | None:
     return True if all(verdicts) else (None if opaque else False)
 
 
-def _real_float(value) -> bool:
-    return abs(complex(value).imag) <= abs(value) * 1e-12
+def _context() -> MPContext:
+    """The many-digit arithmetic of this thread; mpmath.mp itself is shared between threads and with sympy."""
+    if not hasattr(_LOCAL, "ctx"):
+        _LOCAL.ctx = MPContext()
+    return _LOCAL.ctx
 
 
 def _equal_in_digits(a: tuple, b: tuple, k: int, tolerance: float | None) -> bool | None:
     """Equality at one sample point with many digits; None where one side has no value."""
-    import mpmath
-
     digits = _digits(a, b)
-    ctx = mpmath.MPContext()  # an own context: mpmath.mp is shared between threads
+    ctx = _context()
     ctx.dps = digits
     left, right = _Evaluator(ctx, k), _Evaluator(ctx, k)
     try:

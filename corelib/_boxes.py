@@ -5,35 +5,53 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-MAX_BOXES = 50  # the last ones; a repetition loop can write thousands
+MAX_JOINED = 50  # boxes of one list
 
 
 class Box(NamedTuple):
-    """One box: its content, where it starts and ends in the text, whether it lies inside the box before it."""
+    """One box: its content, and where it starts and ends in the text."""
 
     content: str
     start: int
     end: int
-    inside: bool
 
 
-_START = re.compile(r"\\+(?:boxed|fbox)(?![A-Za-z])[ \t\n]*")
+_HEAD = re.compile(r"(?:boxed|fbox)(?![A-Za-z])[ \t\n]*")
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
 _WORD = re.compile(r"\\[a-zA-Z]+(?:\s*\{[^{}]*\}){0,2}|[^\s${}\\]+")
+_GLUE = re.compile(
+    r"(?:[\s,;.$]|\\[()\[\],;: ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or|\\left|\\right|&|[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
+)
+MAX_GLUE = 60
 
 
-def boxes(text: str) -> list[Box]:
-    r"""Boxes of a text in order; one inside another comes after it.
+def last_box(text: str, before: int | None = None) -> Box | None:
+    r"""The box that starts last in a text (before a position), None without one; of nested boxes the inner one.
 
     `\boxed 5` holds the next word or command; an unclosed box holds the rest of its line. Never raises.
     """
-    if "boxed" not in text and "fbox" not in text:
-        return []
-    starts = list(_START.finditer(text))[-MAX_BOXES:]
-    found: list[Box] = []
-    for match in starts:
-        content, end = _content(text, match.end())
-        found.append(Box(content, match.start(), end, bool(found) and match.start() < found[-1].end))
+    at = len(text) if before is None else before
+    while at > 0:
+        at = max(text.rfind("\\boxed", 0, at), text.rfind("\\fbox", 0, at))
+        if at < 0:
+            return None
+        if head := _HEAD.match(text, at + 1):
+            content, end = _content(text, head.end())
+            return Box(content, at, end)
+    return None
+
+
+def joined_boxes(text: str) -> list[Box]:
+    r"""The last box and those before it that are joined to it by commas, "and" or a name: \boxed{1}, \boxed{2}."""
+    box = last_box(text)
+    found = [] if box is None else [box]
+    while box is not None and len(found) < MAX_JOINED:
+        box = last_box(text, box.start)
+        if box is None or not 0 <= found[0].start - box.end <= MAX_GLUE:
+            break
+        if not _GLUE.fullmatch(text[box.end : found[0].start]):
+            break
+        found.insert(0, box)
     return found
 
 

@@ -120,7 +120,7 @@ def _values(a: Answer, b: Answer) -> bool | None:
     if "base" in kinds:
         return x == y
     if kinds == {"time"}:
-        return x[1] == y[1] or (not (x[2] and y[2]) and abs(x[1] - y[1]) == 43200 and _afternoon(x, y))
+        return bool(_clock(x) & _clock(y)) if x[2] or y[2] else x[1] == y[1]
     if "time" in kinds:
         return _times(a, b)
     if "equation" in kinds:
@@ -150,9 +150,11 @@ def _values(a: Answer, b: Answer) -> bool | None:
     if "order" in kinds and kinds == {"order"}:
         return _orders(x, y)
     if kinds <= {"list", "set", "scalar"} and "scalar" in kinds:
-        items = x[1] if x[0] != "scalar" else y[1]
-        other = b if x[0] != "scalar" else a
+        items, other = (x[1], b) if x[0] != "scalar" else (y[1], a)
+        items = _distinct(list(items)) if "set" in kinds else items
         return len(items) == 1 and compare(items[0], other)
+    if kinds == {"set", "tuple"}:
+        return len(x[1]) == 1 and compare(x[1][0], b)
     if kinds == {"join"}:
         return x[1] == y[1] and bool(_both_ways(x[2:], y[2:]))
     return False
@@ -168,10 +170,11 @@ def _all(verdicts) -> bool | None:
     return None if unknown else True
 
 
-def _afternoon(x: tuple, y: tuple) -> bool:
-    late = max(x, y, key=lambda t: t[1])
-    early = min(x, y, key=lambda t: t[1])
-    return not late[2] or early[2] == ""
+def _clock(time: tuple) -> set[int]:
+    """Seconds of the day a time may mean; without a.m. or p.m. both halves, beside one that has it."""
+    half = 43_200
+    hours = time[1] % half if time[1] < 13 * 3600 else time[1]
+    return {"a": {hours}, "p": {hours + half if hours < half else hours}}.get(time[2], {time[1], hours, hours + half})
 
 
 def _times(a: Answer, b: Answer) -> bool | None:
@@ -180,7 +183,7 @@ def _times(a: Answer, b: Answer) -> bool | None:
     if other.value[0] not in ("ratio", "scalar") or time.value[2] or time.value[3].count(":") > 1:
         return False
     parts = tuple(Answer(("scalar", ("num", Fraction(int(p))))) for p in time.value[3].split(":"))
-    if other.value[0] == "scalar" and parts[1].value[1][1] == 0:
+    if ":0" in time.value[3]:
         return False
     return _values(Answer(("ratio", parts)), other)
 
@@ -398,7 +401,7 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
 def _solution(value: tuple):
     """Intervals of an inequality or a chain in one name: x < 3, -1 < x <= 2, 0 < f(x) < 1, 1 <= |z| <= 2, x != 3."""
     trees, signs = value[1], value[2]
-    centre = [i for i, tree in enumerate(trees) if _algebra.symbols(tree) or tree[0] == "fn"]
+    centre = [i for i, tree in enumerate(trees) if _algebra.symbols(tree) or (tree[0] == "fn" and len(tree[1]) == 1)]
     if len(centre) != 1 or len(trees) > 3 or (len(trees) == 3 and centre != [1]):
         return None
     at = centre[0]

@@ -8,14 +8,12 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from corelib._boxes import boxes
+from corelib._boxes import joined_boxes
 from corelib._compare import compare
 from corelib._latex import Unreadable, tidy
 from corelib._reading import Answer, ambiguous, key, read
 
-_GLUE = re.compile(
-    r"(?:[\s,;.$]|\\[()\[\],;: ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or|\\left|\\right|&|[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
-)
+MAX_CACHED = 4_000  # characters; completions are not kept
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 _CUE = re.compile(r".*(?:\b(?:answer|result|solution|value|total|length|angle|ratio|area|it|which|that|he|there)\s+(?:is|are|equals|was)"
                   r"|\b(?:is|are|equals)|answer\s*:|:)\s+(?=\S)", re.S | re.I)  # fmt: skip
@@ -26,41 +24,42 @@ _NUMBER_AT_END = re.compile(
 _BRACKETED = re.compile(r"\[([^\[\]]{1,200})\][^\[\]\d]*$")
 
 
-@lru_cache(maxsize=65_536)
 def subjects(text: str) -> tuple[str, ...]:
     r"""What a text may mean as an answer, the first being the main one.
 
-    The content of its last box; for several boxes joined by commas or "and" also their list, separated by " , "; without a
-    box the text, and, if it is a sentence, what the sentence ends with: "The answer is $\frac56$." means \frac56.
+    The content of its last box; for boxes joined by commas or "and" also their list, separated by " , "; without a box the
+    text, and, if it is a sentence, what the sentence ends with: "The answer is $\frac56$." means \frac56.
     """
-    found = boxes(text)
+    found = joined_boxes(text)
+    if len(found) > 1:
+        return found[-1].content, " , ".join(box.content for box in found)
     if found:
-        last = found[-1]
-        if len(found) > 1:
-            joined = [found[-1]]
-            for before, after in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
-                if before.inside or after.start < before.end or not _GLUE.fullmatch(text[before.end : after.start]):
-                    break
-                joined.insert(0, before)
-            if len(joined) > 1:
-                return last.content, " , ".join(box.content for box in joined)
-        return (last.content,)
+        return (found[-1].content,)
     text = text.strip()
-    if len(text) > 20_000:
-        return (text,)
+    if len(text) > MAX_CACHED:
+        return (text, text[-MAX_CACHED:]) if len(text) < 100_000 else (text[-MAX_CACHED:],)
     return _sentence(text)
 
 
+def _is_math(answer: Answer) -> bool:
+    """Whether a reading holds no text, so that it is no sentence."""
+    kind, *parts = answer.value
+    if kind in ("text", "hard"):
+        return False
+    return all(_is_math(p) for part in parts if isinstance(part, tuple) for p in part if isinstance(p, Answer)) and all(
+        _is_math(p) for p in parts if isinstance(p, Answer)
+    )
+
+
+@lru_cache(maxsize=65_536)
 def _sentence(text: str) -> tuple[str, ...]:
     math = list(_MATH.finditer(text))
     outside = _MATH.sub(" ", text)
     prose = [w for w in re.findall(r"(?<![\\A-Za-z{])[^\W\d_]{2,}", outside)]
-    if not prose:
+    if not prose or _is_math(read(text)):
         return (text,)
     if math:
         last = next(g for g in math[-1].groups() if g is not None)
-        if re.fullmatch(r"\W*(?:(?:and|or|\w+)\W*)?(?:(?:and|or)\W*)*", outside):
-            return text, last
         return text, last
     out = [text]
     if match := _BRACKETED.search(text):
@@ -85,7 +84,6 @@ def last_number(text: str) -> str | None:
 _LISTS = ("list", "set", "tuple", "matrix", "join")
 
 
-@lru_cache(maxsize=262_144)
 def decide(gold: str, answer: str) -> bool | None:
     """Whether two answers are the same; None for what only math-verify can tell. Symmetric; never raises."""
     if gold == answer:
@@ -93,21 +91,25 @@ def decide(gold: str, answer: str) -> bool | None:
     golds, answers = subjects(gold), subjects(answer)
     if golds[0] == answers[0] and golds[0]:
         return True
+    short = sum(map(len, golds)) + sum(map(len, answers)) <= MAX_CACHED
     try:
-        verdict = _pair(golds[0], answers[0])
-        if verdict:
-            return True
-        for g in golds:
-            for a in answers:
-                if (g, a) == (golds[0], answers[0]):
-                    continue
-                if " , " in g + a and not (_is_list(g) and _is_list(a)):
-                    continue  # joined boxes are a list only beside a list
-                if _pair(g, a):
-                    return True
-        return verdict
+        return _decide(golds, answers) if short else _decide.__wrapped__(golds, answers)
     except (RecursionError, MemoryError):
         return False
+
+
+@lru_cache(maxsize=131_072)
+def _decide(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool | None:
+    verdict = _pair(golds[0], answers[0])
+    if verdict:
+        return True
+    for g in golds:
+        for a in answers:
+            if (g, a) == (golds[0], answers[0]) or " , " in g + a and not (_is_list(g) and _is_list(a)):
+                continue  # joined boxes are a list only beside a list
+            if _pair(g, a):
+                return True
+    return verdict
 
 
 def _is_list(text: str) -> bool:
@@ -119,10 +121,15 @@ def _key(text: str) -> str:
     return key(text)
 
 
+def _tight(text: str) -> str:
+    """The text without the spaces that separate nothing."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+
+
 def _pair(gold: str, answer: str) -> bool | None:
     if not gold.strip() or not answer.strip():
         return False  # no answer is not an answer
-    if gold == answer or _key(gold) == _key(answer):
+    if gold == answer or _key(gold) == _key(answer) or _tight(gold) == _tight(answer):
         return True
     a, b = read(gold), read(answer)
     verdict = compare(a, b)

@@ -84,7 +84,7 @@ _RENAME = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "lt": "<", "gt": ">", "leq": "le", "geq": "ge", "leqslant": "le",
     "geqslant": "ge", "neq": "ne", "dbinom": "binom", "tbinom": "binom", "cdots": "ldots", "dots": "ldots",
     "varnothing": "emptyset", "lbrace": "{", "rbrace": "}", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
-    "lbrack": "[", "rbrack": "]", "degree": "circ", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "bmod": "mod",
+    "lbrack": "[", "rbrack": "]", "degree": "circ", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "langle": "(", "rangle": ")",
     "mbox": "text", "hbox": "text", "textbf": "text", "textit": "text", "textrm": "text", "textnormal": "text",
     "textsf": "text", "texttt": "text", "mathrm": "text", "operatorname": "text", "mathit": "text", "mathsf": "text",
     "mathtt": "text", "backslash": "setminus", "rightarrow": "to", "land": "wedge", "ast": "*", "bar": "overline",
@@ -116,17 +116,17 @@ def tidy(text: str) -> str:
         if "\\\\" in text:  # a row end is not the start of a command: \\frac is \\ and frac only after the rule above
             text = text.replace("\\\\", "\\newline ")
         text = _COMMAND.sub(_rename, _DROP.sub(" ", text))
-    return re.sub(r"\s+", " ", text).strip()
+    return re.sub(r"\s+", " ", text.replace("...", r"\ldots ")).strip()
 
 
-_WORDS = (
-    "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|asin|acos|atan|sqrt|log|ln|exp|pi|infinity|infty|inf"
-    "|alpha|beta|gamma|theta|lambda|gcd|lcm|max|min|floor|ceil|abs|cup|pm"
-)
+FUNCTION_WORDS = (
+    "arcsin arccos arctan sinh cosh tanh sin cos tan sec csc cot asin acos atan sqrt log ln exp pi infinity infty inf"
+    " alpha beta gamma theta lambda gcd lcm max min floor ceil abs cup pm"
+).split()
 _TOKEN = re.compile(
     r"(?P<num>(?:\d+\.\d+|\d+)(?:[eE][+-]?\d{1,4}(?![\dA-Za-z.]))|\d+\.\d+|\.\d+|\d+\.(?=\\overline)|\d+)"
     r"|(?P<cmd>\\[a-zA-Z]+|\\.)"
-    rf"|(?P<word>(?<![a-zA-Z])(?:{_WORDS})(?![a-zA-Z]))"
+    rf"|(?P<word>(?<![a-zA-Z])(?:{'|'.join(FUNCTION_WORDS)})(?![a-zA-Z]))"
     r"|(?P<let>[a-zA-Z])"
     r"|(?P<op>\*\*|<=|>=|!=|==|\.\.\.|\S)"
 )
@@ -253,7 +253,7 @@ class _Parser:
             elif token == "/":
                 self.at += 1
                 node = ("/", node, self.unary())
-            elif token == "\\mod":
+            elif token == "\\bmod":
                 self.at += 1
                 node = ("fn", "mod", (node, self.unary()))
             elif self.starts_factor():
@@ -431,12 +431,13 @@ class _Parser:
         return ("sym", name)
 
     def arguments(self) -> tuple:
-        self.expect("(")
+        closer = ")" if self.peek() == "(" else "\\}"
+        self.at += 1
         nodes = [self.sum()]
         while self.peek() == ",":
             self.at += 1
             nodes.append(self.sum())
-        self.expect(")")
+        self.expect(closer)
         return tuple(nodes)
 
     def command(self) -> tuple:
@@ -530,7 +531,7 @@ class _Parser:
                 power = self.exponent()
             else:
                 base = self.primary() if self.peek() == "{" else self.argument()
-        if self.peek() == "(":
+        if self.peek() in ("(", "\\{"):
             args = self.arguments()
         else:
             node = self.power() if self.starts_factor() else self.unary()

@@ -9,12 +9,14 @@ r"""What an answer says: a number with its unit, a list, tuple, set, interval, u
 
 from __future__ import annotations
 
+import itertools
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
 from corelib import _latex
-from corelib._latex import Unreadable, parse, tidy, tokens
+from corelib._latex import FUNCTION_WORDS, Unreadable, parse, tidy, tokens
 from corelib._units import UNIT_WORDS, unit_name
 
 MAX_ITEMS = 200
@@ -31,9 +33,13 @@ class Answer(NamedTuple):
 
 
 def key(text: str) -> str:
-    """The text without spacing, wrappers and case: two answers with the same key are the same."""
-    text = re.sub(r"\\(?:text|mathbf)(?![a-zA-Z])|[\s$]", "", tidy(text))
-    return text.strip(".").replace("{", "").replace("}", "").casefold()
+    """The text as tokens, without dollars and spacing: two answers with the same key are the same."""
+    text = tidy(text).replace("$", "").strip(". ")
+    try:
+        out = [token for _, token in tokens(text)]
+    except Unreadable:
+        return text.replace(" ", "")
+    return re.sub(r"([\^_]) \{ (\S+) \}", r"\1 \2", " ".join(out))
 
 
 def words(text: str) -> str:
@@ -97,7 +103,7 @@ _COUNT_WORDS = {w: n for n, w in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty".split())}  # fmt: skip
 _BASE = re.compile(
-    r"\(?([0-9A-Fa-f][0-9A-Fa-f ]*(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*(?:\\text\s*)?\{?\s*(?:\\text\s*\{)?\(?\s*(?:base[ -]?)?"
+    r"\(?([0-9A-Fa-f][0-9A-Fa-f ]*(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*(?:\\text\s*)?\{?\s*(?:\\text\s*\{)?\(?\s*(?:base[ -]?)?\}?\s*"
     r"(\d{1,2}|[a-z]+)\s*\)?\}{0,2}|(?:\\text\s*\{)?,? ?(?:in )?base[ -]?(\d{1,2}|[a-z]+)\}?)"
 )
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*(?:\\text\s*\{)?\s*([ap])\.?\s*m\.?\s*\}?)?", re.I)
@@ -108,7 +114,7 @@ _AND = re.compile(
 _THOUSANDS = re.compile(r"(?<![\d.,_^])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")
 _SPACED = re.compile(r"(?<![\d.,] )(?<![\d.,])([1-9]\d{0,2})((?: \d{3})+)(?!\d| \d)")
 _MIXED = re.compile(r"(?<![\d./)}a-zA-Z^_])(\d+) (\d+)/(\d+)(?![\d/])")
-_EXPLICIT_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|,\\!|,\\,|\\!|\{,\\!\}|~)\s*(?=\d{3}(?!\d))")
+_EXPLICIT_THOUSANDS = re.compile(r"(?<=\d)\s*(?:\{\s*,\s*(?:\\!)?\s*\}|\\,|,\s*\\!|\\!|~)\s*(?=\d{3}(?!\d))")
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d+)(?![\d,])")
 
 
@@ -125,7 +131,7 @@ def read(text: str, commas: str = "thousands") -> Answer:
     if len(text) > _latex.MAX_LENGTH:
         return Answer(("text", text))
     if commas == "thousands" and "," in text:
-        text = _THOUSANDS.sub(lambda m: m[1] + m[2].replace(",", ""), text)
+        text = _THOUSANDS.sub(_joined_thousands, text)
     elif commas == "decimal":
         text = _DECIMAL_COMMA.sub(r"\1.\2", text)
     text = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
@@ -142,12 +148,21 @@ def read(text: str, commas: str = "thousands") -> Answer:
         return Answer(("text", words(text)))
 
 
+def _joined_thousands(match: re.Match) -> str:
+    pair = match.string[: match.start()].endswith(("(", "[", "\\{")) and match.string[match.end() :].startswith(
+        (")", "]", "\\}")
+    )
+    return match[0] if pair else match[1] + match[2].replace(",", "")  # (1,234) is a pair
+
+
 def _bare(text: str) -> str:
     """The text without punctuation and wrappers around the whole."""
     for _ in range(8):
         before = text
         text = text.strip(" ,;\n")
-        text = re.sub(r"(?<=[^.])\.$|^(?:\\newline|:)|(?:\\newline|\\)$|(?<=\w)[。!?]$", "", text).strip()
+        text = re.sub(r"(?<=[^.])\.$|^(?:\\newline|:)|(?:\\newline|\\)$|(?<=\w)[。?]$", "", text).strip()
+        if match := re.fullmatch(r"(\*\*|`|\*|\")([^*`\"]+)\1", text):  # Markdown
+            text = match[2]
         inside = enclosed(text)
         if inside and inside[0] == "{" and inside[2] == "}":
             text = inside[1]
@@ -276,10 +291,8 @@ def _single(text: str, depth: int) -> Answer:
         return Answer(("reals",))
     if text == "\\emptyset" or re.fullmatch(r"\\\{\s*\\\}", text):
         return Answer(("set", ()))
-    if text.startswith("\\begin"):
-        matrix = _matrix(text, depth)
-        if matrix:
-            return matrix
+    if "\\begin" in text and (matrix := _matrix(text, depth)):
+        return matrix
     pair = enclosed(text)
     if pair:
         opener, inside, closer = pair
@@ -295,13 +308,24 @@ def _single(text: str, depth: int) -> Answer:
         if len(items) > 1:
             if len(items) > MAX_ITEMS:
                 raise Unreadable("too many items")
+            if (signs := sum("\\pm" in i for i in items)) and not any("\\mp" in i for i in items) and signs <= 4:
+                return _signed_tuples(opener, items, closer, depth)
             return Answer(("tuple", opener, tuple(_read(i, depth + 1) for i in items), closer))
         if (opener, closer) in (("(", ")"), ("[", "]")):
             return _read(inside, depth + 1)
-    parts, colons = split(text, frozenset(":"))
+    parts, colons = split(
+        re.sub(r"(?<=[\d}])\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=[\d\\])", ":", text), frozenset(":")
+    )
     if colons and all(parts):
         return Answer(("ratio", tuple(_read(part, depth + 1) for part in parts)))
     return _quantity(text, depth)
+
+
+def _signed_tuples(opener: str, items: list[str], closer: str, depth: int) -> Answer:
+    r"""(\pm 1, \pm 2) is four points: the signs are independent, as in the solutions of equations."""
+    choices = [[i.replace("\\pm", "+"), i.replace("\\pm", "-")] if "\\pm" in i else [i] for i in items]
+    points = [tuple(_read(i, depth + 1) for i in point) for point in itertools.product(*choices)]
+    return Answer(("list", tuple(Answer(("tuple", opener, point, closer)) for point in points)))
 
 
 def _relation(parts: list[str], signs: list[str], depth: int) -> Answer:
@@ -366,7 +390,7 @@ def _renamed(answer: Answer, variable: str) -> Answer:
 def _tree(text: str) -> tuple:
     """Expression of one side of a relation, units dropped."""
     try:
-        return _latex.without_degrees(parse(tokens(text)))
+        return _scalar(text)
     except Unreadable:
         answer = _quantity(text, 0)
         if answer.value[0] != "scalar":
@@ -381,9 +405,14 @@ _ENVIRONMENT = re.compile(
 
 
 def _matrix(text: str, depth: int) -> Answer | None:
-    match = _ENVIRONMENT.fullmatch(text)
+    start = text.index("\\begin")
+    match = _ENVIRONMENT.fullmatch(text[start:])
     if not match or "\\begin" in match[3]:
         return None
+    factor = None
+    if start:
+        before = text[:start].strip()
+        factor = ("num", Fraction(-1)) if before == "-" else _scalar(before.rstrip("*").removesuffix("\\cdot"))
     rows = [row for row in re.split(r"\\newline|\\cr(?![a-z])", match[3]) if row.strip()]
     kind = match[1]
     if kind in ("cases", "aligned", "gathered"):
@@ -392,7 +421,13 @@ def _matrix(text: str, depth: int) -> Answer | None:
     if sum(map(len, cells)) > MAX_ITEMS:
         raise Unreadable("large matrix")
     if kind in ("vmatrix", "Vmatrix"):
-        return _determinant(cells)
+        cells = ((_determinant(cells),),)
+    if factor is not None:
+        if any(cell.value[0] != "scalar" for row in cells for cell in row):
+            return None
+        cells = tuple(tuple(c._replace(value=("scalar", ("*", (factor, c.value[1])))) for c in row) for row in cells)
+    if kind in ("vmatrix", "Vmatrix"):
+        return cells[0][0]
     return Answer(("matrix", cells))
 
 
@@ -414,6 +449,10 @@ def _determinant(cells: tuple) -> Answer:
 
 
 _TRAILING_TEXT = re.compile(r"(.*\S)\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*", re.S)
+_FRACTION_UNIT = re.compile(
+    r"(.*\S)\s*\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?\s*\}",
+    re.S,
+)
 _TRAILING_WORD = re.compile(
     r"(.*[\d)}\]%])\s*?( ?)([A-Za-z][A-Za-z]*(?:[ ./-]+[A-Za-z]+)*)\.?\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*", re.S
 )
@@ -421,7 +460,7 @@ _MONEY = re.compile(r"(-?)\s*(?:US\s*)?(\\\$|[€£¥₹]|USD(?=\s*\d)|Rs\.?(?=\
 _TRAILING_MONEY = re.compile(r"(.+?)\s*(\\\$|[€£¥₹])", re.S)
 _PERCENT = re.compile(r"(.+?)\s*\\?%", re.S)
 _DEGREES = re.compile(r"(.+?)\s*\^?\s*\{?\s*\\circ\s*\}?\s*(?:(?:\\text\s*\{)?\s*([CF])\s*\}?)?", re.S)
-_PMOD = re.compile(r"(.+?)\s*\(?\s*(?:\\pmod|\\mod|mod)\s*(\{[^{}]*\}|\d+)\s*\)?", re.S)
+_PMOD = re.compile(r"(.+?)\s*\(?\s*(?:\\pmod|\\mod|(?<![a-zA-Z\\])mod)\s*(\{[^{}]*\}|\d+)\s*\)?", re.S)
 _ABOUT = re.compile(
     r"^(?:(?:\\text\s*\{)?\s*(?:approximately|approx\.?|about|exactly|only|around)\s*\}?)\s*(?=\S)", re.I
 )
@@ -452,6 +491,8 @@ def _strip_unit(text: str) -> tuple[str, str | None]:
             return match[1], "degree" + (" " + match[2].lower() if match[2] else "")
     if match := _PMOD.fullmatch(text):
         return match[1], "mod " + match[2].strip("{} ")
+    if match := _FRACTION_UNIT.fullmatch(text):
+        return match[1], unit_name(match[2] + "/" + match[3], match[4])
     if match := _TRAILING_TEXT.fullmatch(text):
         return match[1], unit_name(match[2], match[3])
     if match := _TRAILING_WORD.fullmatch(text):
@@ -501,9 +542,9 @@ def _scalar(text: str) -> tuple:
     if re.fullmatch(r"[A-Za-z][A-Za-z '-]*[A-Za-z]", text) and re.search(r"[A-Za-z]{3}", text):
         if text.lower() not in ("infinity", "infty", "inf"):
             raise Unreadable("word")
-    if re.search(r"(?<![A-Za-z\\])[A-Za-z]{5,}", text) and not re.search(
-        r"(?:sqrt|sinh|cosh|tanh|floor|arc|theta|alpha|gamma)", text
-    ):
+    if any(len(word) > 4 and word not in FUNCTION_WORDS for word in re.findall(r"(?<![A-Za-z\\])[A-Za-z]+", text)):
+        raise Unreadable("words")
+    if re.search(r"(?<![A-Za-z\\])(?:the|is|are|of|we|it|so)(?![A-Za-z])", text, re.I):
         raise Unreadable("words")
     toks = tokens(text)
     if toks and toks[0] == ("op", "$"):

@@ -78,7 +78,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from corelib._boxes import boxes
+from corelib._boxes import last_box
 from corelib._cluster import Vote, raw_partition, tally
 from corelib._decide import decide, last_number
 from corelib.grader import shared
@@ -101,9 +101,9 @@ def extract(text: str, fallback: str | None = None) -> str | None:
     """
     if fallback not in (None, "last_number"):
         raise ValueError(f"unknown fallback {fallback!r}")
-    found = boxes(text)
-    if found:
-        return found[-1].content or None
+    box = last_box(text)
+    if box is not None:
+        return box.content or None
     return last_number(text) if fallback else None
 
 
