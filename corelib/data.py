@@ -107,6 +107,8 @@ def read_view(table: pa.Table, name: str) -> pd.DataFrame:
                 f"{name}: column {column!r} is missing (columns: {', '.join(table.column_names)}); "
                 "give the released train_original / train_rewrite files, or rename the column"
             )
+    if not table.num_rows:
+        raise DataError(f"{name}: holds no rows; fetch the file again")
     columns = {column: table.column(column).to_pylist() for column in ("prompt", "reward_model", "extra_info")}
     ids, texts, answers = [], [], []
     for row, (prompt, reward, extra) in enumerate(zip(*columns.values(), strict=True)):
@@ -127,7 +129,7 @@ def read_view(table: pa.Table, name: str) -> pd.DataFrame:
     extra = columns["extra_info"]
     if "level" in table.column_names:
         frame["level"] = table.column("level").to_pylist()
-    elif extra and "level" in extra[0]:
+    elif "level" in extra[0]:
         frame["level"] = [values["level"] for values in extra]
     return frame
 

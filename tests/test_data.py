@@ -206,15 +206,17 @@ def test_duplicates_and_conflicts_by_two_normalisations():
 
 def test_counted_only():
     clean, audit = audit_of(
-        ("draw [asy]dot((0,0));[/asy] with 2 and 2", "no drawing here, but a 2", "1"),
+        ("draw [asy]dot(A);[/asy] with 2 and 2", "no drawing here, but a 2", "1"),
         ("short", "a rewrite with more than three times the characters", "2"),
         ("a question with more than three times the characters", "short", "3"),
+        ("abc", "nine long", "3"),  # three times the characters, not more
+        ("long nine", "def", "3"),
         ("see http://a.b of 1 The answer is in the form k, find k.", "see 1 http://a.b, a picture", "4"),
-        ("keep [asy]dot((0,0));[/asy]", "keep [asy]dot((0,0));[/asy] here", "5"),
+        ("keep [asy]dot(A);[/asy]", "keep [asy]dot(A);[/asy] here", "5"),
     )
     wanted = {"diagrams": 2, "diagrams_lost": 1, "digits_differ": 1, "rewrite_3x_longer": 1, "rewrite_3x_shorter": 1}
     wanted |= {"image_links": 1, "answer_form_suffix": 1}
-    assert {key: audit.counts[key] for key in wanted} == wanted and len(clean) == 5
+    assert {key: audit.counts[key] for key in wanted} == wanted and len(clean) == 7
 
 
 def test_overlap_counts_questions_rows_and_equal_answers_apart():
@@ -223,10 +225,11 @@ def test_overlap_counts_questions_rows_and_equal_answers_apart():
         ("find x", "a", "142"),
         ("Find x", "b", "3"),
         ("Odds? The answer is in the form m/n, find m+n.", "c", "3"),
+        ("else", "d", "1"),
     ]
     _, audit = audit_of(*pairs, benchmarks={"amc": benchmark})
     keys = ("", "_rows", "_equal_gold", "_stripped", "_stripped_rows")
-    assert [audit.counts[f"overlap_amc{key}"] for key in keys] == [1, 2, 1, 2, 3]
+    assert [audit.counts[f"overlap_amc{key}"] for key in keys] == [2, 3, 1, 3, 4]
     assert audit_of(*pairs, benchmarks={"amc": benchmark}, drop=["overlap_amc"])[0].empty
 
 
@@ -284,6 +287,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_an_open_reader_keeps_the_old_file(tmp_path):
+    path = tmp_path / "audit.json"
+    path.write_text("old")
+    with path.open() as reader:
+        data.write_atomically(path, lambda partial: partial.write_text("new"))
+        assert reader.read() == "old" and path.read_text() == "new"
+
+
+def test_detail_shows_the_damaged_place():
+    _, audit = audit_of(("word " * 100 + "is \frac{m}{n}", "b", "1"))
+    assert "\\x0crac{m}" in audit.repaired["detail"].iloc[0]
+
+
 # ---- loading
 
 
@@ -335,6 +351,14 @@ def test_unreadable_file_is_named(tmp_path):
     write_pairs(tmp_path, ("a", "b", "1"))
     (tmp_path / "math" / "train_rewrite_Qwen3-32B.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(DataError, match="train_rewrite_Qwen3-32B.parquet: cannot be read as parquet"):
+        load_pairs("math", tmp_path)
+
+
+def test_a_file_without_rows_is_an_error(tmp_path):
+    write_pairs(tmp_path, ("a", "b", "1"))
+    path = tmp_path / "math" / "train_original.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(DataError, match="train_original.parquet: holds no rows"):
         load_pairs("math", tmp_path)
 
 
