@@ -1,0 +1,182 @@
+"""Command line: python -m corelib run | train | evaluate | sweep | bench | doctor."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from corelib.config import METHOD_NAMES, PROFILES, load_config  # noqa: E402
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m corelib", description="Co-rewarding in notebooks, on stock TRL.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    p = verbs.add_parser("run", help="notebooks 01 to 05, headless", allow_abbrev=False)
+    p.add_argument("--profile", default="lab", help=f"one of {', '.join(PROFILES)}")
+    p.add_argument("--methods", default="", help=f"comma-separated, or all: {', '.join(METHOD_NAMES)}")
+    p.add_argument("--seeds", default="0", help="comma-separated")
+    p.add_argument("--stages", default="01,02,03,04,05", help="which notebooks")
+    p.add_argument("--dataset", default="", help="open-rs, math, dapo, amc or lab (default: the profile's)")
+    p.add_argument("--source", default="", help="folder that holds the data set (default: the Hub)")
+    p.add_argument("--benchmarks", default="", help="folder of benchmark problems, for the overlap audit of 01")
+    p.add_argument("--config", default="", help="YAML with settings beside the profile's")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, e.g. --set steps=60")
+    p.add_argument("--workers", type=int, default=2, help="notebooks at a time")
+    p.add_argument("--root", default="", help="where run folders go (default: outputs/runs)")
+    p.add_argument("--dry-run", action="store_true", help="print the plan and each papermill line")
+
+    p = verbs.add_parser("train", help="one training run, supervised; the same command resumes it", allow_abbrev=False)
+    p.add_argument("--config", required=True, help="YAML with the run's settings")
+    p.add_argument("--out", default="", help="run folder (default: outputs/runs/<run name>)")
+    p.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the command")
+
+    p = verbs.add_parser("evaluate", help="score base, best and final checkpoint of a run", allow_abbrev=False)
+    p.add_argument("run", help="run folder")
+
+    p = verbs.add_parser("sweep", help="a queue of runs from a YAML file", allow_abbrev=False)
+    p.add_argument("file", help="YAML with profile, methods, seeds, settings")
+    p.add_argument("--workers", type=int, default=2)
+    p.add_argument("--dry-run", action="store_true")
+
+    p = verbs.add_parser("bench", help="speed and accuracy beside what one would otherwise use", allow_abbrev=False)
+    p.add_argument("what", choices=["trainer", "answers"])
+    p.add_argument("--data", default="", help="bench answers: folder with labelled pairs and completions")
+    p.add_argument("--steps", type=int, default=15, help="bench trainer: timed steps of each trainer")
+
+    p = verbs.add_parser("doctor", help="versions, devices, and what each profile lacks here", allow_abbrev=False)
+    p.add_argument("--profile", default="", help="only this profile")
+
+    args = parser.parse_args(argv)
+    try:
+        return VERBS[args.verb](args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _settings(pairs: list[str]) -> dict:
+    import yaml
+
+    settings = {}
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found:
+            raise ValueError(f"--set {pair!r} must be NAME=VALUE, e.g. --set steps=60")
+        settings[name] = yaml.safe_load(value)
+    return settings
+
+
+def run(args) -> int:
+    import signal
+
+    from corelib import pipeline
+
+    seeds = _split(args.seeds)
+    if not all(s.isdigit() for s in seeds):
+        raise ValueError(f"--seeds {args.seeds!r} must be comma-separated whole numbers, e.g. 0,1,2")
+    source, benchmarks = (str(Path(p).absolute()) if p else "" for p in (args.source, args.benchmarks))
+    plan = pipeline.plan(
+        _split(args.methods) or pipeline.DEFAULT_METHODS, args.profile, [int(s) for s in seeds], _split(args.stages), args.dataset, source,
+        benchmarks, args.config, _settings(args.set), Path(args.root).absolute() if args.root else None,
+    )  # fmt: skip
+    return _execute(plan, args, signal, pipeline)
+
+
+def sweep(args) -> int:
+    import signal
+
+    from corelib import pipeline
+
+    return _execute(pipeline.sweep_plan(args.file), args, signal, pipeline)
+
+
+def _execute(plan, args, signal, pipeline) -> int:
+    import shlex
+
+    if args.dry_run:
+        print(f"{len(plan.jobs)} notebooks, {args.workers} at a time, into {plan.folder}")
+        for job in plan.jobs:
+            print(
+                f"\n# {job.name}{' (done, will be skipped)' if job.done() else ''}{' after ' + ', '.join(job.needs) if job.needs else ''}"
+            )
+            print(shlex.join(job.command))
+        return 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    return pipeline.run(plan, args.workers)
+
+
+def train(args) -> int:
+    import shlex
+
+    from corelib import evaluate, launch, runs
+
+    config = load_config(path=args.config)
+    folder = Path(args.out).absolute() if args.out else runs.run_folder(config)
+    if args.dry_run:
+        print(config.to_yaml())
+        print("# " + shlex.join(launch.train_command(folder / "config.yaml", folder)))
+        return 0
+    launch.train(config, folder)
+    if config.test_problems and runs.read_json(folder / "result.json") is None:
+        evaluate.evaluate_run(folder)
+    print(f"run folder: {folder}")
+    return 0
+
+
+def evaluate(args) -> int:
+    import json
+
+    from corelib.evaluate import evaluate_run
+
+    print(
+        json.dumps(
+            evaluate_run(args.run, progress=lambda done, of, left: print(f"{done}/{of} answers, {left:.0f} s left")),
+            indent=1,
+        )
+    )
+    return 0
+
+
+def bench(args) -> int:
+    if args.what == "answers":
+        from corelib import bench_answers
+
+        bench_answers.main(args.data or None)
+    else:
+        from corelib import bench
+
+        bench.trainer(args.steps)
+    return 0
+
+
+def doctor(args) -> int:
+    from corelib import doctor
+
+    return doctor.report(args.profile)
+
+
+VERBS = {"run": run, "train": train, "evaluate": evaluate, "sweep": sweep, "bench": bench, "doctor": doctor}
+
+if __name__ == "__main__":
+    sys.exit(main())
