@@ -42,8 +42,9 @@ def nodes(tree: tuple) -> Iterator[tuple]:
 
 @lru_cache(maxsize=16_384)
 def symbols(tree: tuple) -> frozenset[str]:
-    """Names of the free variables of a tree; pi, e, i and infinity are none."""
-    return frozenset(n[1] for n in nodes(tree) if n[0] == "sym") - {"\\pi", "e", "i", "I", "\\infty"}
+    """Names of the free variables and unknown functions of a tree; pi, e, i and infinity are none."""
+    names = {n[1] for n in nodes(tree) if n[0] == "sym"} - {"\\pi", "e", "i", "I", "\\infty"}
+    return frozenset(names | {n[1] + "()" for n in nodes(tree) if n[0] == "fn" and len(n[1].rstrip("'")) == 1})
 
 
 @lru_cache(maxsize=16_384)
@@ -187,10 +188,17 @@ def exact_or_none(tree: tuple) -> Fraction | None:
 
 
 def _sample(name: str, k: int) -> Fraction:
-    """Value of a variable at sample point k: between 0.3 and 2.3, negative for some variables from k = 2 on."""
+    """Value of a variable at sample point k: between 0.3 and 2.3, from k = 4 on in growing ranges, for step functions;
+    negative for all variables at k = 2 and for some at 3."""
     digest = hashlib.blake2b(f"{name}|{k}".encode(), digest_size=8).digest()
     value = Fraction(3, 10) + Fraction(int.from_bytes(digest[:4]) % 2_000_003, 1_000_001)
-    return -value if k >= 2 and (k == 2 or digest[4] & 1) else value
+    if k >= 4:
+        return value * (k - 2) ** 2
+    return -value if k == 2 or (k == 3 and digest[4] & 1) else value
+
+
+_ANALYTIC = set("sin cos tan sec csc cot sinh cosh tanh asin acos atan asinh acosh atanh".split())
+_STEPS = {"floor", "ceil", "mod", "gcd", "lcm"}
 
 
 class _Evaluator:
@@ -248,6 +256,7 @@ class _Evaluator:
         if size > 1 and (size > 10**9 or size * abs(math.log2(float(abs(base)) or 1)) > MAX_EXPONENT):
             raise TooBig
         if power is not None:
+            self.branch = self.branch or not ctx.im(base) and ctx.re(base) < 0
             return ctx.power(base, power)
         if exponent.denominator == 1:
             return base ** int(exponent)
@@ -267,7 +276,7 @@ class _Evaluator:
                 return self(expanded)
         args = [self(arg) for arg in arg_trees]
         x = args[0]
-        if name in ("sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh", "asin", "acos", "atan"):
+        if name in _ANALYTIC:
             if abs(x) > 10**9:
                 raise TooBig
             return getattr(ctx, name)(x)
@@ -294,7 +303,7 @@ class _Evaluator:
             raise TooBig
         self.opaque = self.opaque or len(name) > 1
         text = name + "|".join(f"{float(ctx.re(a)):.9e},{float(ctx.im(a)):.9e}" for a in args)
-        return self.rational(_sample(text, 0))
+        return self.rational(_sample(text, self.k))
 
 
 def equal(a: tuple, b: tuple) -> bool | None:
@@ -335,7 +344,7 @@ def rationals_equal(a: tuple, b: tuple, x: Fraction, y: Fraction) -> bool:
     if tolerant_a and tolerant_b:
         if a[0] == b[0] == "dec" and gap >= Fraction(1, 10 ** min(a[2], b[2])):
             return gap <= abs(x) / 10**12  # two roundings differ by less than a unit of the shorter, or are float noise
-        return gap <= TOLERANCE * max(abs(x), abs(y))
+        return gap <= (TOLERANCE if a[0] == b[0] == "dec" else TOLERANCE / 1000) * max(abs(x), abs(y))
     return gap <= TOLERANCE * abs(y if tolerant_a else x)
 
 
@@ -348,7 +357,7 @@ def _float_value(tree: tuple, k: int) -> tuple | None:
         if not math.isfinite(abs(value)):
             return None
         return value, max(evaluator.scale, abs(value)), evaluator.opaque, evaluator.branch
-    except (ArithmeticError, ValueError, TypeError, NotImplementedError):
+    except (ArithmeticError, ValueError, TypeError, NotImplementedError, AttributeError):  # fp has no atanh
         return None
 
 
@@ -383,29 +392,31 @@ def _digits(*trees: tuple) -> int:
 
 def _equal_at_samples(a: tuple, b: tuple) -> bool | None:
     names = symbols(a) | symbols(b)
-    points = range(4) if names else range(1)
-    tolerance = 1e-6 if has_decimal(a) or has_decimal(b) else None
+    steps = any(n[0] == "fn" and n[1] in _STEPS for tree in (a, b) for n in nodes(tree))
+    points = range(16 if steps else 4) if names else range(1)
+    decimals = has_decimal(a) + has_decimal(b)
+    tolerance = (None, 1e-6, 1e-9)[decimals]
     usable = []
     opaque = False
     for k in points:
         va, vb = _float_value(a, k), _float_value(b, k)
         if va is None or vb is None:
-            if k < 2:
+            if k < 2 or k >= 4:
                 usable.append(k)  # floats may overflow where more digits do not
             continue
         opaque = opaque or va[2] or vb[2]
-        if k >= 2 and (va[3] or vb[3]):
+        if k in (2, 3) and (va[3] or vb[3]):
             continue  # answers assume variables for which their roots and logarithms are real
         gap = abs(va[0] - vb[0])
-        if gap > 1e-6 * max(abs(va[0]), abs(vb[0])) and gap > 1e-9 * max(va[1], vb[1]):
+        if gap > 2e-6 * max(abs(va[0]), abs(vb[0])) and gap > 1e-9 * max(va[1], vb[1]):
             return None if opaque else False
         usable.append(k)
     if not usable:
-        return None
+        return False
     verdicts = [_equal_in_digits(a, b, k, tolerance) for k in usable]
     verdicts = [v for v in verdicts if v is not None]
     if not verdicts:
-        return None
+        return False  # no value anywhere, as 3/0
     return True if all(verdicts) else (None if opaque else False)
 
 
@@ -429,6 +440,8 @@ def _equal_in_digits(a: tuple, b: tuple, k: int, tolerance: float | None) -> boo
     except (ArithmeticError, ValueError, TypeError, NotImplementedError):
         return None
     gap, size = abs(va - vb), max(abs(va), abs(vb))
+    if not ctx.isfinite(size):
+        return None
     if tolerance is not None:
         return bool(gap <= tolerance * size)
     return bool(gap <= ctx.mpf(10) ** (20 - digits) * max(size, left.scale, right.scale))

@@ -91,6 +91,8 @@ def _proportional(a: tuple, b: tuple) -> int | None:
     one, two = _difference(*a[:2]), _difference(*b[:2])
     if _algebra.symbols(one) != _algebra.symbols(two):
         return 0
+    if not _algebra.symbols(one):
+        return 1 if _algebra.equal(one, two) else 0
     ratio = ("/", one, two)
     values = [_algebra.sample_value(ratio, k) for k in (0, 1)]
     if any(v is None or not v or abs(v.imag) > 1e-9 * abs(v) for v in values) or abs(
@@ -127,6 +129,8 @@ def _values(a: Answer, b: Answer) -> bool | None:
         return _equations(a, b)
     if kinds == {"matrix"}:
         return _grids(x[1], y[1])
+    if kinds == {"matrix", "tuple"} and all(item.value[0] == "tuple" for item in y[2]):
+        return _grids(x[1], tuple(item.value[2] for item in y[2]))
     if kinds == {"matrix", "tuple"}:
         cells = [row[0] for row in x[1]] if all(len(r) == 1 for r in x[1]) else list(x[1][0]) if len(x[1]) == 1 else []
         return len(cells) == len(y[2]) and _all(compare(c, d) for c, d in zip(cells, y[2], strict=True))
@@ -206,7 +210,7 @@ def _tuples(x: tuple, y: tuple) -> bool | None:
     if len(x[2]) != len(y[2]):
         return False
     brackets = {(x[1], x[3]), (y[1], y[3])}
-    if len(brackets) > 1 and len(x[2]) == 2 and ("=", "=") not in brackets:
+    if len(brackets) > 1 and ("=", "=") not in brackets and (len(x[2]) == 2 or brackets != {("(", ")"), ("[", "]")}):
         return False
     return _all(compare(c, d) for c, d in zip(x[2], y[2], strict=True))
 
@@ -401,7 +405,7 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
 def _solution(value: tuple):
     """Intervals of an inequality or a chain in one name: x < 3, -1 < x <= 2, 0 < f(x) < 1, 1 <= |z| <= 2, x != 3."""
     trees, signs = value[1], value[2]
-    centre = [i for i, tree in enumerate(trees) if _algebra.symbols(tree) or (tree[0] == "fn" and len(tree[1]) == 1)]
+    centre = [i for i, tree in enumerate(trees) if _algebra.symbols(tree)]
     if len(centre) != 1 or len(trees) > 3 or (len(trees) == 3 and centre != [1]):
         return None
     at = centre[0]

@@ -19,8 +19,9 @@ _CUE = re.compile(r".*(?:\b(?:answer|result|solution|value|total|length|angle|ra
                   r"|\b(?:is|are|equals)|answer\s*:|:)\s+(?=\S)", re.S | re.I)  # fmt: skip
 _NUMBER_AT_END = re.compile(
     r"(?:^|[\s:(=])((?:[-−]\s*)?(?:[$€£]\s*)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)?(?:/\d+)?\s*[$€£%°]?)([a-zA-Z]{1,5}[²³]?)?"
-    r"(?:[\s.,!?]|$)[^\d]*$"
+    r"(?:[\s.,!?%]|$)[^\d]*$"
 )
+_BOILERPLATE = re.compile(r"<\|.*|I hope it is correct\.?\s*$", re.S)
 _BRACKETED = re.compile(r"\[([^\[\]]{1,200})\][^\[\]\d]*$")
 
 
@@ -53,14 +54,13 @@ def _is_math(answer: Answer) -> bool:
 
 @lru_cache(maxsize=65_536)
 def _sentence(text: str) -> tuple[str, ...]:
+    text = _BOILERPLATE.sub("", text).strip()
     math = list(_MATH.finditer(text))
-    outside = _MATH.sub(" ", text)
-    prose = [w for w in re.findall(r"(?<![\\A-Za-z{])[^\W\d_]{2,}", outside)]
-    if not prose or _is_math(read(text)):
+    outside = re.sub(r"\\[a-zA-Z]+\s*(?:\{[^{}]*\})?", " ", _MATH.sub(" ", text))
+    if not (re.search(r"[^\W\d_]{3,}", outside) or _CUE.match(outside)) or _is_math(read(text)):
         return (text,)
-    if math:
-        last = next(g for g in math[-1].groups() if g is not None)
-        return text, last
+    if math and not re.search(r"\bis\s+\S*\d", text[math[-1].end() :]):
+        return text, next(group for group in math[-1].groups() if group is not None)
     out = [text]
     if match := _BRACKETED.search(text):
         out.append(match[1])
@@ -153,12 +153,16 @@ def _decimal(text: str, other: str) -> bool:
     )
 
 
+_SPACED_LETTER = re.compile(r"(-?[\d.,]+) [mgshlLNJWVAKCF]")
+
+
 def _letters(a: Answer, b: Answer, gold: str, answer: str) -> bool:
     """A short unit read as variables beside the same unit in words: 10 m and 10 \\text{ m}; or letters beside text."""
-    kinds = {a.value[0], b.value[0]}
-    if kinds == {"scalar", "text"}:
-        return False
-    if kinds == {"scalar"} and (a.unit is None) != (b.unit is None):
+    if a.value[0] == b.value[0] == "scalar" and not (a.unit or b.unit):
+        for text, other in ((tidy(gold), b), (tidy(answer), a)):
+            if (match := _SPACED_LETTER.fullmatch(text)) and compare(read(match[1]), other):
+                return True
+    if a.value[0] == b.value[0] == "scalar" and (a.unit is None) != (b.unit is None):
         bare = tidy(answer if b.unit is None else gold)
         if match := re.fullmatch(r"(.*\d)\s*([a-zA-Z])(?:\^\{?([23])\}?)?", bare):
             unit = a.unit or b.unit

@@ -48,7 +48,7 @@ _UNICODE.update(
 # Python source read without r"": "\frac" arrives as form feed + "rac".
 _UNESCAPED = re.compile("\x0c(?=rac)|\t(?=ext|frac|imes|heta|an\\b)|\x08(?=oxed|inom|egin|eta|ar|mod|f)|\x07(?=lpha)")
 _UNESCAPED_LETTER = {"\x0c": r"\f", "\t": r"\t", "\x08": r"\b", "\x07": r"\a"}
-_DOUBLED = re.compile(r"(?<!\\)(?:\\\\)+(?=(?:boxed|begin|[dt]?frac|text|sqrt|left|pi|cup|infty|le|ge|in)(?![a-zA-Z]))")
+_DOUBLED = re.compile(r"(?<!\\)(?:\\\\)+(?=[a-zA-Z{}])")
 
 
 def _unicode(text: str) -> str:
@@ -110,8 +110,8 @@ def tidy(text: str) -> str:
     if not text.isascii():
         text = _unicode(text)
     if "\\" in text:
-        if "\\\\" in text and _DOUBLED.search(text):
-            # Escaped twice: halve everything if rows of a matrix are escaped as well, else only the commands.
+        if "\\\\" in text and ("\\begin" not in text or "\\\\begin" in text):
+            # Escaped twice. Outside of a matrix \\frac is no row end; in one, its rows are escaped as well: halve everything.
             text = text.replace("\\\\", "\\") if "\\\\begin" in text else _DOUBLED.sub(r"\\", text)
         if "\\\\" in text:  # a row end is not the start of a command: \\frac is \\ and frac only after the rule above
             text = text.replace("\\\\", "\\newline ")
@@ -544,7 +544,7 @@ class _Parser:
             args += (base,) if base is not None else (("num", Fraction(10)),)
         elif name == "exp":
             return ("^", ("sym", "e"), args[0])
-        if power == _MINUS_ONE and name in ("sin", "cos", "tan"):
+        if power == _MINUS_ONE and name in ("sin", "cos", "tan", "sinh", "cosh", "tanh"):
             return ("fn", "a" + name, args)
         node = ("fn", name, args)
         return node if power is None else ("^", node, power)

@@ -102,6 +102,7 @@ _BASE_WORDS |= {"sixteen": 16, "binary": 2, "hex": 16, "octal": 8}
 _COUNT_WORDS = {w: n for n, w in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty".split())}  # fmt: skip
+_COUNT_WORDS |= dict(zip("thirty forty fifty sixty seventy eighty ninety".split(), range(30, 100, 10), strict=True))
 _BASE = re.compile(
     r"\(?([0-9A-Fa-f][0-9A-Fa-f ]*(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*(?:\\text\s*)?\{?\s*(?:\\text\s*\{)?\(?\s*(?:base[ -]?)?\}?\s*"
     r"(\d{1,2}|[a-z]+)\s*\)?\}{0,2}|(?:\\text\s*\{)?,? ?(?:in )?base[ -]?(\d{1,2}|[a-z]+)\}?)"
@@ -115,6 +116,9 @@ _THOUSANDS = re.compile(r"(?<![\d.,_^])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")
 _SPACED = re.compile(r"(?<![\d.,] )(?<![\d.,])([1-9]\d{0,2})((?: \d{3})+)(?!\d| \d)")
 _MIXED = re.compile(r"(?<![\d./)}a-zA-Z^_])(\d+) (\d+)/(\d+)(?![\d/])")
 _EXPLICIT_THOUSANDS = re.compile(r"(?<=\d)\s*(?:\{\s*,\s*(?:\\!)?\s*\}|\\,|,\s*\\!|\\!|~)\s*(?=\d{3}(?!\d))")
+_INTEGER_PARAMETER = re.compile(  # pi/4 + k pi, k in Z
+    r"(?<=\S)[\s,]*\(?\s*(?:\\text\s*\{[^{}]*\}|\\forall|for|where)?\s*\b[a-z]\s*\\in\s*\\mathbb\s*\{?\s*[ZN]\s*\}?\s*\)?\s*$"
+)
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d+)(?![\d,])")
 
 
@@ -141,6 +145,9 @@ def read(text: str, commas: str = "thousands") -> Answer:
     else:
         text = re.sub(r"(?<!\\)\$", " ", text)
     text = re.sub(r"\\[()\[\]]", " ", text)
+    text = re.sub(r"\\mathbf\s*(?=\{\s*[^{}\s][^{}]+\})", r"\\text", text)
+    text = re.sub(r"(\\mathbb\s*\{?\s*R\s*\}?\s*)-\s*(?=\\\{)", r"\1\\setminus ", text)
+    text = _INTEGER_PARAMETER.sub("", text) or text
     text = _AND.sub(",", text) if "and" in text or "or" in text or "\\" in text else text
     try:
         return _read(text, 0)
@@ -155,11 +162,14 @@ def _joined_thousands(match: re.Match) -> str:
     return match[0] if pair else match[1] + match[2].replace(",", "")  # (1,234) is a pair
 
 
+_PREFIX = re.compile(r"^(?:\\approx|\\sim|=|≈|:)\s*|^(?:option|choice|answer)\s*:?\s*(?=\(?[A-J]\)?$)", re.I)
+
+
 def _bare(text: str) -> str:
     """The text without punctuation and wrappers around the whole."""
     for _ in range(8):
         before = text
-        text = text.strip(" ,;\n")
+        text = _PREFIX.sub("", text.strip(" ,;\n"))
         text = re.sub(r"(?<=[^.])\.$|^(?:\\newline|:)|(?:\\newline|\\)$|(?<=\w)[。?]$", "", text).strip()
         if match := re.fullmatch(r"(\*\*|`|\*|\")([^*`\"]+)\1", text):  # Markdown
             text = match[2]
@@ -247,7 +257,7 @@ def _record(items: list[Answer]) -> Answer:
     if len({re.sub(r"_.*", "", item.name) for item in items}) == 1:  # x_1 = 2, x_2 = 3 are two roots
         return Answer(("list", tuple(item._replace(name=None) for item in items)))
     names = ",".join(item.name for item in items)
-    return Answer(("tuple", "=", tuple(item._replace(name=None) for item in items), "="), name=names)
+    return Answer(("tuple", "=", tuple(items), "="), name=names)
 
 
 def _is_name(text: str) -> bool:
@@ -301,6 +311,8 @@ def _single(text: str, depth: int) -> Answer:
             if not re.search(r"[(\[{]", inside)
             else split(inside, frozenset(",;"))[0]
         )
+        if opener == "\\{" and (builder := _BUILDER.fullmatch(inside)):
+            return _read(builder[2], depth + 1)
         if opener == "\\{":
             if re.search(r"\||:|\\in(?![a-z])", inside) and not re.fullmatch(r"[^|]*(?:\|[^|]*\|[^|]*)*", inside):
                 raise Unreadable("set builder")
@@ -348,8 +360,6 @@ def _relation(parts: list[str], signs: list[str], depth: int) -> Answer:
     if all(sign in _SIGNS for sign in signs):
         trees = tuple(_tree(part) for part in parts)
         return Answer(("order", trees, tuple(_SIGNS[sign] for sign in signs)))
-    if signs[0] == "=" and _is_name(parts[0]) and len(signs) > 1:
-        return _relation(parts[1:], signs[1:], depth + 1)
     raise Unreadable("relation")
 
 
@@ -416,7 +426,7 @@ def _matrix(text: str, depth: int) -> Answer | None:
     rows = [row for row in re.split(r"\\newline|\\cr(?![a-z])", match[3]) if row.strip()]
     kind = match[1]
     if kind in ("cases", "aligned", "gathered"):
-        return Answer(("list", tuple(_read(row.replace("&", " "), depth + 1) for row in rows)))
+        return _list([_read(row.replace("&", " "), depth + 1) for row in rows])
     cells = tuple(tuple(_read(cell, depth + 1) for cell in split(row, frozenset("&"))[0]) for row in rows)
     if sum(map(len, cells)) > MAX_ITEMS:
         raise Unreadable("large matrix")
@@ -448,6 +458,9 @@ def _determinant(cells: tuple) -> Answer:
     return Answer(("scalar", minor(trees)))
 
 
+_BUILDER = re.compile(
+    r"([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?\s*[|:]\s*([^:]*(?:[<>]|\\(?:le|ge|ne)(?![a-z]))[^:]*)"
+)
 _TRAILING_TEXT = re.compile(r"(.*\S)\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*", re.S)
 _FRACTION_UNIT = re.compile(
     r"(.*\S)\s*\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?\s*\}",
@@ -456,6 +469,7 @@ _FRACTION_UNIT = re.compile(
 _TRAILING_WORD = re.compile(
     r"(.*[\d)}\]%])\s*?( ?)([A-Za-z][A-Za-z]*(?:[ ./-]+[A-Za-z]+)*)\.?\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*", re.S
 )
+_LETTER_UNIT = re.compile(r"([a-zA-Z]|.*[^a-zA-Z][a-zA-Z]) (?!in$)([a-z]{2,})")
 _MONEY = re.compile(r"(-?)\s*(?:US\s*)?(\\\$|[€£¥₹]|USD(?=\s*\d)|Rs\.?(?=\s*\d))\s*(.+)", re.S)
 _TRAILING_MONEY = re.compile(r"(.+?)\s*(\\\$|[€£¥₹])", re.S)
 _PERCENT = re.compile(r"(.+?)\s*\\?%", re.S)
@@ -498,18 +512,38 @@ def _strip_unit(text: str) -> tuple[str, str | None]:
     if match := _TRAILING_WORD.fullmatch(text):
         if _plain_unit(match[3], bool(match[2])) and not re.search(r"\\[a-zA-Z]*$", match[1]):
             return match[1], unit_name(match[3], match[4])
+    if (match := _LETTER_UNIT.fullmatch(text)) and match[2] in UNIT_WORDS:
+        return match[1], unit_name(match[2])
     return text, None
+
+
+def _count(text: str) -> int | None:
+    """Number in words: twenty-one, two hundred and five."""
+    total = current = 0
+    for word in re.findall(r"[a-z]+|[^a-z\s-]", text.lower()):
+        if word in _COUNT_WORDS:
+            current += _COUNT_WORDS[word]
+        elif word == "hundred" and current:
+            current *= 100
+        elif word == "thousand" and current:
+            total, current = total + current * 1000, 0
+        else:
+            return None
+    return total + current if re.search("[a-z]", text.lower()) else None
 
 
 def _quantity(text: str, depth: int) -> Answer:
     """A scalar with or without a unit, a ± pair, or text."""
     text = _ABOUT.sub("", text)
-    if text.lower() in _COUNT_WORDS:
-        return Answer(("scalar", _latex.number(str(_COUNT_WORDS[text.lower()]))))
+    if (count := _count(text)) is not None:
+        return Answer(("scalar", _latex.number(str(count))))
+    if match := re.fullmatch(r"(\d+)\s*(?:st|nd|rd|th|\^\s*\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?)", text):
+        text = match[1]
+    text = re.sub(r"(?<=\d)\s*\(([A-Za-z][A-Za-z ]{2,})\)$", r" \\text{\1}", text)
     unit = None
     body = text
     for _ in range(3):
-        if re.fullmatch(r"[A-Za-z][A-Za-z' -]{2,}", body):
+        if re.fullmatch(r"[A-Za-z][A-Za-z' -]{2,}", body) and not _LETTER_UNIT.fullmatch(body):
             break
         body, found = _strip_unit(body)
         if found is None:
