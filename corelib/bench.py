@@ -24,15 +24,19 @@ def trainer(steps: int = 15, methods=METHOD_NAMES, out: str | Path = "", learnin
     rounds of (method's seconds) / (stock's seconds in the same round).
     """
     import torch
+    from transformers.utils import logging
 
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     steppers = {"stock": _stock(folder / "stock", steps, learning_rate)}
     for method in methods:
         steppers[method] = _ours(method, folder / method, steps, learning_rate)
     seconds = {name: [] for name in steppers}
+    order = list(steppers)
     for round_ in range(steps + 2):
-        for name, step in steppers.items():
+        order = order[1:] + order[:1]  # nobody always goes first
+        for name, step in ((name, steppers[name]) for name in order):
             gc.collect()
             started = time.perf_counter()
             step()
@@ -119,7 +123,7 @@ def _ours(method: str, folder: Path, steps: int, learning_rate: float):
     tokenizer = train.load_tokenizer(config)
     rows, _ = train.training_rows(config, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
-    heartbeat = Heartbeat(folder, config.steps, config.completions_every)
+    heartbeat = Heartbeat(folder, config.steps, config.completions_every, say=lambda _: None)
     ours = CoRewardingTrainer(
         config, config.base_model, train.grpo_config(config, folder, config.steps), rows, tokenizer, [heartbeat]
     )
@@ -129,8 +133,6 @@ def _ours(method: str, folder: Path, steps: int, learning_rate: float):
 
 def _stepper(trainer):
     """A callable that advances a trainer by one optimizer step: `train()` runs in a thread and is paused between steps."""
-    import contextlib
-    import io
     import threading
 
     from transformers import PrinterCallback, TrainerCallback
@@ -145,11 +147,7 @@ def _stepper(trainer):
     trainer.add_callback(Pause())
     trainer.remove_callback(PrinterCallback)
 
-    def work():
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.train()
-
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=trainer.train, daemon=True).start()
     paused.acquire()
 
     def step():

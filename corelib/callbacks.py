@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -34,8 +35,16 @@ DROP = (
 class Heartbeat(TrainerCallback):
     """Writes metrics.jsonl and status.json; stops a run whose loss or reward is no longer a number."""
 
-    def __init__(self, folder: Path, steps: int, completions_every: int, seconds_before: float = 0.0):
-        self.folder, self.steps, self.every, self.seconds_before = folder, steps, completions_every, seconds_before
+    def __init__(
+        self, folder: Path, steps: int, completions_every: int, seconds_before: float = 0.0, say: Callable = print
+    ):
+        self.say, self.folder, self.steps, self.every, self.seconds_before = (
+            say,
+            folder,
+            steps,
+            completions_every,
+            seconds_before,
+        )
         self.tokens, self.started, self.first_step, self.last_write, self.trainer = 0, time.time(), None, 0.0, None
 
     def on_step_begin(self, args, state, control, **_):
@@ -72,9 +81,8 @@ class Heartbeat(TrainerCallback):
                 self.folder, "running", step=state.global_step, steps=self.steps, eta=left, seconds=seconds
             )
             accuracy = row.get("gt/accuracy", float("nan"))
-            print(
-                f"step {state.global_step}/{self.steps}  reward {row['reward']:.3f}  accuracy {accuracy:.3f}  {left:.0f} s left",
-                flush=True,
+            self.say(
+                f"step {state.global_step}/{self.steps}  reward {row['reward']:.3f}  accuracy {accuracy:.3f}  {left:.0f} s left"
             )
 
 

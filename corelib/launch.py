@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -62,7 +63,10 @@ def run_logged(
             now = time.time()
             if poll and now - last_poll > 1:
                 last_poll = now
-                poll()
+                try:
+                    poll()
+                except Exception as error:  # a figure that fails must not stop a two-day run
+                    poll = echo(f"no live plot any more: {type(error).__name__}: {error}")
             if now - last_echo > every:
                 last_echo = now
                 line = (log.read_text(errors="replace")[-2000:].strip().splitlines() or [""])[-1]
@@ -203,6 +207,7 @@ def notebook_setup(namespace: dict, name: str) -> Notebook:
 
     papermill only warns about an unknown `-p name value` and runs on; a two-day run must not start with a misspelt one.
     """
+    warnings.filterwarnings("ignore", message="IProgress")  # progress is plain text: widgets bloat a saved notebook
     injected = []
     for source in namespace.get("In", []):
         if source.startswith("# Parameters\n"):  # how papermill marks the cell that it injects

@@ -98,14 +98,14 @@ def training(frame: pd.DataFrame, method: str):
     """What one run looks like while it trains: reward beside accuracy, validation marked, and rollout length."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
     colour, line, label = STYLE[method]
-    if len(frame):
-        left.plot(frame["step"], frame.get("reward"), color=colour, linestyle=line, label="reward")
+    if "reward" in frame:
+        left.plot(frame["step"], frame["reward"], color=colour, linestyle=line, label="reward")
         if "gt/accuracy" in frame:
             left.plot(frame["step"], frame["gt/accuracy"], color="0.55", label="accuracy of the rollouts")
         if "gt/validation" in frame:
             left.plot(frame["step"], frame["gt/validation"], "k.", label="validation accuracy")
-        right.plot(frame["step"], frame.get("length/mean"), color=colour, linestyle=line)
-    left.set(xlabel="training step", ylabel="share or reward", title=f"{label}: {len(frame)} steps so far")
+        right.plot(frame["step"], frame["length/mean"], color=colour, linestyle=line)
+    left.set(xlabel="training step", ylabel="share or reward", title=f"{label}: {frame['step'].max()} steps so far")
     right.set(xlabel="training step", ylabel="tokens", title="Length of a rollout")
     left.legend(frameon=False, fontsize=8)
     for ax in (left, right):
@@ -129,8 +129,8 @@ def live(folder, method: str, every: float = 10.0):
             return
         shown["time"] = time.time()
         frame = runs.load_metrics(folder)
-        if not len(frame):
-            return
+        if "reward" not in frame:
+            return  # only the validation before the first step so far
         figure = training(frame, method)
         if shown["handle"] is None:
             shown["handle"] = display(figure, display_id=True)

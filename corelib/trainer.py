@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path
 
-from corelib import confidence, runs
+from corelib import confidence, grader, runs
 from corelib.answers import cluster, equivalent, extract, extract_released, vote
 from corelib.config import CONFIDENCE, TEACHER, RunConfig
 from corelib.rewards import METHODS, Group
@@ -266,6 +266,7 @@ def judge_batch(
     metrics = {name: sum(values) / len(values) for name, values in seen.items()}
     answered = [r["answer"] for r in rows if r["answer"] is not None]
     metrics["answers/none"] = 1 - len(answered) / len(rows)
+    metrics["answers/timeouts"] = float(grader.shared().timeouts)  # pairs that no grader could decide in time, so far
     classes = Counter(cluster(answered, equality=config.answer_equality))
     metrics["answers/distinct_batch"] = len(classes) / len(rows)
     metrics["answers/top_share"] = max(classes.values(), default=0) / len(rows)
