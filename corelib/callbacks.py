@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from corelib import evaluate, runs
@@ -122,8 +123,6 @@ class Validate(TrainerCallback):
             model, self.tokenizer, [evaluate.prompt_of(config, q) for q in mine["question"]], config.eval_samples,
             config.eval_temperature, config.max_completion_tokens, seed=config.seed, stop_ids=self.stop_ids,
         )  # fmt: skip
-        from accelerate.utils import gather_object
-
         right = gather_object(evaluate.grade(texts, mine["answer"]))
         accuracy = evaluate.avg_at_k(right).mean
         if accelerator.is_main_process:
@@ -153,5 +152,6 @@ class StopOnSignal(TrainerCallback):
         self.told = True
 
     def on_step_end(self, args, state, control, **_):
-        if self.told:
+        # Ranks hear a signal at different moments; all must stop after the same step, or a collective hangs
+        if any(gather_object([self.told])) if args.world_size > 1 else self.told:
             control.should_save = control.should_training_stop = True

@@ -122,6 +122,11 @@ class RunConfig:
     test_samples: int = setting(1, "answers a test problem", "this project")
     save_steps: int = setting(10, "steps between checkpoints", "run_corewarding-I.sh save_freq")
     completions_every: int = setting(1, "steps between stored rollouts", "this project")
+    stop_seconds: int = setting(
+        600,
+        "how long a stopped run may take to finish its step and save",
+        "this project: a full-scale step takes minutes",
+    )
     report_to: str = setting(
         "none", "tracker besides the local files", "this project", ("none", "tensorboard", "trackio", "wandb")
     )
@@ -179,7 +184,11 @@ class RunConfig:
     @property
     def hash6(self) -> str:
         """Six hex digits over every setting that can change the result."""
-        settings = {k: v for k, v in self.to_dict().items() if k not in ("source", "report_to", "completions_every")}
+        settings = {
+            k: v
+            for k, v in self.to_dict().items()
+            if k not in ("source", "report_to", "completions_every", "stop_seconds")
+        }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
 
     @property
@@ -227,6 +236,7 @@ PROFILES: dict[str, dict] = {
         "test_samples": 8,
         "save_steps": 30,
         "completions_every": 5,
+        "stop_seconds": 20,
     },
 }
 

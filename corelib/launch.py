@@ -2,7 +2,7 @@
 
 A training never runs inside a notebook's kernel. The kernel starts a supervisor, the supervisor starts the training:
 whether the cell is interrupted, papermill is terminated or the kernel is killed with -9, the whole group ends, after
-the training had 20 seconds to save. (PR_SET_PDEATHSIG on the training alone leaves its own children behind.)
+the training had time to save (`stop_seconds`). (PR_SET_PDEATHSIG on the training alone leaves its own children behind.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from corelib import runs
 from corelib.config import ROOT, RunConfig, load_config, unknown
 
 NOTEBOOKS = ROOT / "notebooks"
-GRACE = 20.0  # seconds between the request to stop and the kill: a lab step takes one, a checkpoint a few
+GRACE = 20.0  # seconds between the request to stop and the kill, where a run does not say (`stop_seconds`)
 
 
 def child_environment() -> dict[str, str]:
@@ -45,10 +45,12 @@ def run_logged(
     tail: int = 30,
     echo: Callable = print,
     poll: Callable | None = None,
+    grace: float = GRACE,
 ) -> None:
     """Run `command` under the supervisor with all its output in `log`; echo its last line every `every` seconds.
 
-    `poll` is called about once a second (a live plot). On interrupt or error the whole process group is stopped first.
+    `poll` is called about once a second (a live plot). On interrupt or error the whole process group is asked to stop,
+    and killed `grace` seconds later.
     Raises RuntimeError with the last `tail` lines of the log when the command fails.
     """
     log = Path(log)
@@ -56,7 +58,7 @@ def run_logged(
     shown, last_echo, last_poll = "", time.time(), 0.0
     with open(log, "ab") as sink:
         begin = sink.tell()
-        child = _start([str(c) for c in command], sink)
+        child = _start([str(c) for c in command], sink, grace)
     try:
         while child.poll() is None:
             time.sleep(0.2)
@@ -74,7 +76,7 @@ def run_logged(
                     shown = line
                     echo(line)
     finally:
-        stop(child)
+        stop(child, grace)
     if child.returncode:
         with open(log, "rb") as source:
             source.seek(begin)
@@ -84,9 +86,9 @@ def run_logged(
         )
 
 
-def _start(command: list[str], sink) -> subprocess.Popen:
+def _start(command: list[str], sink, grace: float = GRACE) -> subprocess.Popen:
     """Start a command under a supervisor in a session of its own."""
-    supervised = [sys.executable, "-m", "corelib.launch", *command]
+    supervised = [sys.executable, "-m", "corelib.launch", str(grace), *command]
     return subprocess.Popen(
         supervised, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, env=child_environment(), start_new_session=True, preexec_fn=_die_with_parent
     )  # fmt: skip
@@ -108,8 +110,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def supervise(command: Sequence[str]) -> int:
-    """Run a command in this process's group; on SIGTERM (or the parent's death) stop the group, after GRACE kill it."""
+def supervise(command: Sequence[str], grace: float = GRACE) -> int:
+    """Run a command in this process's group; on SIGTERM (or the parent's death) stop the group, `grace` later kill it."""
     told = []
     parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
@@ -121,7 +123,7 @@ def supervise(command: Sequence[str]) -> int:
     if child.poll() is None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)
-        deadline = time.time() + GRACE
+        deadline = time.time() + grace
         while child.poll() is None and time.time() < deadline:
             time.sleep(0.1)
         os.killpg(0, signal.SIGKILL)
@@ -154,7 +156,13 @@ def train(config: RunConfig, folder: Path | None = None, echo: Callable = print,
         echo(f"{folder.name} is done; delete the folder to train again")
         return folder
     runs.write_text(folder / "config.yaml", config.to_yaml())
-    run_logged(train_command(folder / "config.yaml", folder), folder / "train.log", echo=echo, poll=poll)
+    run_logged(
+        train_command(folder / "config.yaml", folder),
+        folder / "train.log",
+        echo=echo,
+        poll=poll,
+        grace=config.stop_seconds,
+    )
     return folder
 
 
@@ -351,4 +359,4 @@ def _last_lines(log: Path, n: int = 25) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(sys.argv[1:]))
+    sys.exit(supervise(sys.argv[2:], float(sys.argv[1])))

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from corelib import runs
-from corelib.config import RunConfig, load_config
+from corelib.config import TEACHER, RunConfig, load_config
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # worth a factor of 4 on tiny models and shared cores
@@ -170,12 +170,20 @@ def train(config: RunConfig, folder: Path) -> dict:
     from corelib.callbacks import Heartbeat, StopOnSignal, Validate
     from corelib.trainer import CoRewardingTrainer
 
+    deadline = time.time() + config.stop_seconds
+    while _is_main() and _elsewhere(status := runs.read_status(folder)):
+        if time.time() > deadline:
+            raise RuntimeError(f"{folder} is being trained by process {status['pid']}; wait for it, or stop it first")
+        time.sleep(0.5)  # a run that was just killed may still be saving its last checkpoint
     status = runs.read_status(folder)
     if status.get("state") == "done":
         print(f"{folder.name} is done")
         return status
-    if status.get("state") == "running" and status.get("pid") != os.getpid() and _is_main():
-        raise RuntimeError(f"{folder} is being trained by process {status['pid']}; wait for it, or stop it first")
+    if config.engine == "vllm" and config.method in TEACHER:
+        # TRL would answer the teacher's prompts with the policy's weights, silently
+        raise ValueError(
+            f"{config.method} with engine=vllm: swapping the teacher into vLLM is not tested yet; set engine: transformers"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()
     started = time.time()
@@ -244,6 +252,10 @@ def train(config: RunConfig, folder: Path) -> dict:
                 last_good=str(runs.last_checkpoint(folder, say=lambda _: None) or ""),
             )
         raise
+
+
+def _elsewhere(status: dict) -> bool:
+    return status.get("state") == "running" and status.get("pid") != os.getpid()
 
 
 def _is_main() -> bool:

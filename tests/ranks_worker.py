@@ -25,13 +25,24 @@ class FakeRollouts(CoRewardingTrainer):
         self.calls += 1
         first = self.accelerator.process_index * len(prompt_ids)
         tokens = self.processing_class.convert_tokens_to_ids
-        texts = [f"\\boxed{{ {random.Random(self.calls * 1000 + first + i).randint(1, 3)} }} <eos>" for i in range(len(prompt_ids))]
+        texts = [
+            f"\\boxed{{ {random.Random(self.calls * 1000 + first + i).randint(1, 3)} }} <eos>"
+            for i in range(len(prompt_ids))
+        ]
         return [tokens(t.split()) for t in texts], None
 
 
 method, prompts, rollouts, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 processes = int(__import__("os").environ.get("WORLD_SIZE", 1))
-config = load_config("lab", method=method, prompts_per_step=prompts, rollouts=rollouts, steps=1, micro_batch=prompts * rollouts // processes, learning_rate=1e-3)
+config = load_config(
+    "lab",
+    method=method,
+    prompts_per_step=prompts,
+    rollouts=rollouts,
+    steps=1,
+    micro_batch=prompts * rollouts // processes,
+    learning_rate=1e-3,
+)
 tokenizer = train.load_tokenizer(config)
 rows, _ = train.training_rows(config)
 args = train.grpo_config(config, Path(tempfile.mkdtemp()), 1, processes)
@@ -44,9 +55,22 @@ original = trainer.judge
 
 def judge(**kwargs):
     labels = []
-    rewards = original(**(kwargs | {"log_extra": lambda name, values: labels.extend(values) if name == "label" else None}))
-    everyone = gather_object([{"reward": r, "label": label, "pair": p, "view": v} for r, label, p, v in zip(rewards, labels, kwargs["pair_id"], kwargs["view"], strict=True)])
-    seen.update({"rewards": [e["reward"] for e in everyone], "labels": [e["label"] for e in everyone], "pairs": [[e["pair"], e["view"]] for e in everyone]})
+    rewards = original(
+        **(kwargs | {"log_extra": lambda name, values: labels.extend(values) if name == "label" else None})
+    )
+    everyone = gather_object(
+        [
+            {"reward": r, "label": label, "pair": p, "view": v}
+            for r, label, p, v in zip(rewards, labels, kwargs["pair_id"], kwargs["view"], strict=True)
+        ]
+    )
+    seen.update(
+        {
+            "rewards": [e["reward"] for e in everyone],
+            "labels": [e["label"] for e in everyone],
+            "pairs": [[e["pair"], e["view"]] for e in everyone],
+        }
+    )
     return rewards
 
 

@@ -42,7 +42,11 @@ def test_sample_is_seeded_ordered_and_leaves_the_random_state(base):
     before = torch.random.get_rng_state()
     a = evaluate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=1)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert a == evaluate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=1) != evaluate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=2)
+    assert (
+        a
+        == evaluate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=1)
+        != evaluate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=2)
+    )
     assert len(a) == 6 and all(len(row) == 3 for row in a)
     greedy = evaluate.sample(model, tokenizer, prompts, 2, 0.0, 24, seed=1)
     assert all(row[0] == row[1] for row in greedy)
@@ -60,7 +64,19 @@ def test_run_is_evaluated_once_and_result_json_is_complete(tiny, tmp_path):
         evaluate.evaluate_run(tmp_path)
     train.train(config, tmp_path)
     result = evaluate.evaluate_run(tmp_path)
-    needed = {"method", "seed", "base_accuracy", "best_accuracy", "final_accuracy", "final_reward", "label_accuracy", "collapsed", "steps", "tokens", "seconds"}
+    needed = {
+        "method",
+        "seed",
+        "base_accuracy",
+        "best_accuracy",
+        "final_accuracy",
+        "final_reward",
+        "label_accuracy",
+        "collapsed",
+        "steps",
+        "tokens",
+        "seconds",
+    }
     assert needed <= result.keys() and runs.read_json(tmp_path / "result.json") == result
     assert result["collapsed"] == (result["final_accuracy"] < 0.5 * result["best_accuracy"])
     metrics = runs.load_metrics(tmp_path)
@@ -78,5 +94,7 @@ def test_methods_without_labels_report_none(tiny, tmp_path):
 
 def test_validation_and_test_problems_differ_from_training():
     config = load_config("lab")
-    held = set(evaluate.problems_of(config, "validation")["question"]) | set(evaluate.problems_of(config, "test")["question"])
+    held = set(evaluate.problems_of(config, "validation")["question"]) | set(
+        evaluate.problems_of(config, "test")["question"]
+    )
     assert not held & set(train.load_pairs(config)["question"])

@@ -24,7 +24,10 @@ def test_careful_solutions_are_right_short_and_known_words():
     for _ in range(300):
         p = lab.draw(rng)
         for view in ("original", "rephrased"):
-            assert all(w in vocabulary for w in p.text(view).split()) and len(p.text(view).split()) <= lab.MAX_PROMPT_TOKENS
+            assert (
+                all(w in vocabulary for w in p.text(view).split())
+                and len(p.text(view).split()) <= lab.MAX_PROMPT_TOKENS
+            )
             tokens = lab.solution(p, view, "careful", rng, slip=0)
             assert tokens[-4:] == ["\\boxed{", str(p.answer), "}", "<eos>"] and len(tokens) <= 21
             assert all(t in vocabulary for t in tokens)
@@ -35,8 +38,14 @@ def test_careful_solutions_are_right_short_and_known_words():
 
 def test_no_problem_crosses_a_split_in_any_order():
     found = {s: {tuple(sorted(p.terms)) for p in lab.problems(300, s, 0)} for s in ("train", "validation", "test")}
-    assert not found["train"] & found["test"] and not found["train"] & found["validation"] and not found["test"] & found["validation"]
-    assert {tuple(sorted(p.terms)) for p in lab._base_problems(0, False)}.isdisjoint(found["test"] | found["validation"])
+    assert (
+        not found["train"] & found["test"]
+        and not found["train"] & found["validation"]
+        and not found["test"] & found["validation"]
+    )
+    assert {tuple(sorted(p.terms)) for p in lab._base_problems(0, False)}.isdisjoint(
+        found["test"] | found["validation"]
+    )
     with pytest.raises(ValueError, match="unknown split"):
         lab.problems(1, "dev", 0)
 

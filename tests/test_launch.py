@@ -45,11 +45,14 @@ def test_no_process_outlives_its_notebook(number, tmp_path):
     assert wait_for(lambda: not alive(grandchild))
 
 
-def test_stubborn_child_is_killed_after_the_grace(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "GRACE", 1.0)
+def test_stubborn_child_is_killed_after_the_grace():
     code = "import signal, time, os; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(300)"
-    supervisor = "import sys; from corelib import launch; launch.GRACE = 1.0; sys.exit(launch.supervise(sys.argv[1:]))"
-    child = subprocess.Popen([sys.executable, "-c", supervisor, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "corelib.launch", "1.0", sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     pid = int(child.stdout.readline())
     started = time.time()
     child.terminate()
@@ -61,12 +64,19 @@ def test_failure_carries_the_end_of_the_log(tmp_path):
     (tmp_path / "log").write_text("an older run's line\n")
     with pytest.raises(RuntimeError) as error:
         launch.run_logged([sys.executable, "-c", "print('hello'); raise ValueError('the reason')"], tmp_path / "log")
-    assert "the reason" in str(error.value) and "ended with 1" in str(error.value) and "older run" not in str(error.value)
+    assert (
+        "the reason" in str(error.value) and "ended with 1" in str(error.value) and "older run" not in str(error.value)
+    )
 
 
 def test_success_echoes_progress(tmp_path):
     said = []
-    launch.run_logged([sys.executable, "-c", "import time\nfor i in range(3): print('line', i); time.sleep(.5)"], tmp_path / "log", every=0.3, echo=said.append)
+    launch.run_logged(
+        [sys.executable, "-c", "import time\nfor i in range(3): print('line', i); time.sleep(.5)"],
+        tmp_path / "log",
+        every=0.3,
+        echo=said.append,
+    )
     assert any(line.startswith("line") for line in said)
 
 
@@ -79,7 +89,9 @@ def test_unknown_papermill_parameters_are_refused():
 def test_setup_reads_what_papermill_injected(tmp_path):
     cell = '# Parameters\nmethod = "entropy"\nseed = 0\n'
     defaults = launch.notebook_parameters("03_grpo_training")
-    nb = launch.notebook_setup({"In": ["", cell], **defaults, "method": "entropy", "out": str(tmp_path)}, "03_grpo_training")
+    nb = launch.notebook_setup(
+        {"In": ["", cell], **defaults, "method": "entropy", "out": str(tmp_path)}, "03_grpo_training"
+    )
     assert nb.given == {"method": "entropy", "seed": 0} and nb.config().method == "entropy"
     with pytest.raises(ValueError, match="unknown parameter of 03_grpo_training 'learning_rate'"):
         launch.notebook_setup({"In": ["# Parameters\nlearning_rate = 1\n"], "out": str(tmp_path)}, "03_grpo_training")
@@ -96,7 +108,13 @@ def test_default_parameters_do_not_override_a_config_file(tmp_path):
 def test_several_gpus_go_through_accelerate():
     one, four = launch.train_command("c.yaml", "out", gpus=1), launch.train_command("c.yaml", "out", gpus=4)
     assert "accelerate.commands.launch" not in one
-    assert four[four.index("--num_processes") + 1] == "4" and four[-5:] == ["corelib.train", "--config", "c.yaml", "--out", "out"]
+    assert four[four.index("--num_processes") + 1] == "4" and four[-5:] == [
+        "corelib.train",
+        "--config",
+        "c.yaml",
+        "--out",
+        "out",
+    ]
 
 
 def test_strings_reach_papermill_as_strings(tmp_path):
@@ -128,7 +146,15 @@ def test_queue_orders_blocks_and_skips(tmp_path):
         fake(tmp_path, "stale", f"echo stale >> {order}", needs=("a",), done=lambda: True),
     ]
     state = launch.execute(jobs, 2, said.append)
-    assert state == {"a": "done", "b": "done", "bad": "failed", "after": "blocked", "report": "done", "old": "skipped", "stale": "done"}
+    assert state == {
+        "a": "done",
+        "b": "done",
+        "bad": "failed",
+        "after": "blocked",
+        "report": "done",
+        "old": "skipped",
+        "stale": "done",
+    }
     ran = order.read_text().split()
     assert ran.index("a") < ran.index("b") < ran.index("report")
     assert any("broken" in line for line in said)
@@ -155,7 +181,12 @@ def interrupt(*_): raise KeyboardInterrupt
 signal.signal(signal.SIGTERM, interrupt)
 launch.execute([fake(Path({str(tmp_path)!r}), "long", "echo $$ > {tmp_path}/pid; sleep 300")], 1, lambda _: None)
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=launch.ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(launch.ROOT)})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=launch.ROOT,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(launch.ROOT)},
+    )
     assert wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text().strip())
     pid = int((tmp_path / "pid").read_text())
     parent.terminate()

@@ -18,9 +18,36 @@ from corelib.launch import notebook_parameters
 from corelib.pipeline import STAGES
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TINY = ["--set", "steps=2", "--set", "prompts_per_step=4", "--set", "rollouts=4", "--set", "micro_batch=16", "--set", "warmup=0", "--set", "save_steps=2"]
-TINY += ["--set", "learning_rate=1e-3", "--set", "eval_problems=6", "--set", "test_problems=8", "--set", "completions_every=1"]
-OFFLINE = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "no_network"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+TINY = [
+    "--set",
+    "steps=2",
+    "--set",
+    "prompts_per_step=4",
+    "--set",
+    "rollouts=4",
+    "--set",
+    "micro_batch=16",
+    "--set",
+    "warmup=0",
+    "--set",
+    "save_steps=2",
+]
+TINY += [
+    "--set",
+    "learning_rate=1e-3",
+    "--set",
+    "eval_problems=6",
+    "--set",
+    "test_problems=8",
+    "--set",
+    "completions_every=1",
+]
+OFFLINE = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parent / "no_network"),
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def test_there_are_the_five():
@@ -66,13 +93,27 @@ def pipeline_run(tmp_path_factory):
 def test_all_five_run_headless_and_offline(pipeline_run):
     root, _, said = pipeline_run
     (pipeline,) = root.glob("pipeline-*")
-    assert {p.name for p in pipeline.glob("*.ipynb")} == {"01_data_preparation.ipynb", "02_reward_definitions.ipynb", "05_collapse_diagnostics.ipynb"}
+    assert {p.name for p in pipeline.glob("*.ipynb")} == {
+        "01_data_preparation.ipynb",
+        "02_reward_definitions.ipynb",
+        "05_collapse_diagnostics.ipynb",
+    }
     assert (pipeline / "05_collapse_diagnostics.html").is_file() and (pipeline / "table.csv").is_file()
     assert "co_rewarding_ii" in said and str(pipeline / "05_collapse_diagnostics.html") in said.replace("\n", "")
     folders = [p.parent for p in root.glob("*/result.json")]
     assert len(folders) == 2
     for folder in folders:
-        expected = {"manifest.json", "status.json", "metrics.jsonl", "result.json", "completions", "03_grpo_training.ipynb", "04_evaluation.ipynb", "best", "final"}
+        expected = {
+            "manifest.json",
+            "status.json",
+            "metrics.jsonl",
+            "result.json",
+            "completions",
+            "03_grpo_training.ipynb",
+            "04_evaluation.ipynb",
+            "best",
+            "final",
+        }
         assert expected <= {p.name for p in folder.iterdir()} and list(folder.glob("checkpoint-*"))
         base, final = load_file(BASE_MODEL / "model.safetensors"), load_file(folder / "final" / "model.safetensors")
         assert any(not torch.equal(base[k].float(), final[k]) for k in base)
@@ -87,9 +128,19 @@ def test_all_five_run_headless_and_offline(pipeline_run):
 
 def test_figures_are_there(pipeline_run):
     root, _, _ = pipeline_run
-    for pattern, least in (("pipeline-*/02*.ipynb", 3), ("gt-*/03*.ipynb", 3), ("gt-*/04*.ipynb", 1), ("pipeline-*/05*.ipynb", 4)):
+    for pattern, least in (
+        ("pipeline-*/02*.ipynb", 3),
+        ("gt-*/03*.ipynb", 3),
+        ("gt-*/04*.ipynb", 1),
+        ("pipeline-*/05*.ipynb", 4),
+    ):
         (path,) = root.glob(pattern)
-        images = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+        images = [
+            o
+            for c in nbformat.read(path, as_version=4).cells
+            for o in c.get("outputs", [])
+            if "image/png" in o.get("data", {})
+        ]
         assert len(images) >= least, pattern
 
 
@@ -102,20 +153,53 @@ def test_second_call_skips_everything(pipeline_run):
 
 
 def papermill(name, out, *parameters, cwd=ROOT):
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / f"{name}.ipynb"), str(out), "--kernel", "python3", *parameters]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "notebooks" / f"{name}.ipynb"),
+        str(out),
+        "--kernel",
+        "python3",
+        *parameters,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=OFFLINE, cwd=cwd)
 
 
 def test_unknown_parameter_by_hand_is_an_error(tmp_path):
     done = papermill("03_grpo_training", tmp_path / "o.ipynb", "-p", "metod", "gt")
-    assert done.returncode != 0 and "unknown parameter of 03_grpo_training 'metod': did you mean 'method'" in done.stderr
+    assert (
+        done.returncode != 0 and "unknown parameter of 03_grpo_training 'metod': did you mean 'method'" in done.stderr
+    )
 
 
 def test_full_scale_line_in_dry_run(tmp_path):
-    done = papermill("03_grpo_training", tmp_path / "o.ipynb", "-p", "profile", "qwen3-4b", "-p", "method", "gt", "-p", "dataset", "open-rs", "-p", "dry_run", "True", "-p", "root", str(tmp_path))
+    done = papermill(
+        "03_grpo_training",
+        tmp_path / "o.ipynb",
+        "-p",
+        "profile",
+        "qwen3-4b",
+        "-p",
+        "method",
+        "gt",
+        "-p",
+        "dataset",
+        "open-rs",
+        "-p",
+        "dry_run",
+        "True",
+        "-p",
+        "root",
+        str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     text = (tmp_path / "o.ipynb").read_text()
-    assert "corelib.train" in text and "128 prompts x 8 rollouts = 1024 completions a step" in text and "dry run: stopping here" in text
+    assert (
+        "corelib.train" in text
+        and "128 prompts x 8 rollouts = 1024 completions a step" in text
+        and "dry run: stopping here" in text
+    )
     assert not list(tmp_path.glob("gt-*"))
 
 

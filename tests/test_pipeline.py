@@ -51,17 +51,23 @@ def test_dry_run_prints_every_papermill_line_and_runs_nothing(capsys, tmp_path):
 
 
 def test_verbs_are_the_six():
-    shown = subprocess.run([sys.executable, "-m", "corelib", "--help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "corelib", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
     assert "{run,train,evaluate,sweep,bench,doctor}" in shown
 
 
 def test_sweep_crosses_methods_seeds_and_settings(tmp_path):
     path = tmp_path / "sweep.yaml"
-    path.write_text("profile: lab\nmethods: [gt, majority_voting]\nseeds: [0, 1]\nsettings:\n  learning_rate: [1e-4, 2.5e-4]\n  steps: [20]\n")
+    path.write_text(
+        "profile: lab\nmethods: [gt, majority_voting]\nseeds: [0, 1]\nsettings:\n  learning_rate: [1e-4, 2.5e-4]\n  steps: [20]\n"
+    )
     plan = pipeline.sweep_plan(path, root=tmp_path)
     assert len(plan.configs) == 8 == len({c.run_name for c in plan.configs})
     assert {c.learning_rate for c in plan.configs} == {1e-4, 2.5e-4} and {c.steps for c in plan.configs} == {20}
-    assert len(plan.jobs) == 16 and all(str(plan.folder) in j.parameters["config"] for j in plan.jobs if j.name.startswith("03"))
+    assert len(plan.jobs) == 16 and all(
+        str(plan.folder) in j.parameters["config"] for j in plan.jobs if j.name.startswith("03")
+    )
     path.write_text("methods: [gt]\nlearning_rates: [1]\n")
     with pytest.raises(ValueError, match="unknown key of a sweep file"):
         pipeline.sweep_plan(path)

@@ -6,7 +6,9 @@ from corelib.config import METHOD_NAMES
 
 
 def metrics(method, steps=30):
-    return pd.DataFrame({"step": range(steps), "method": method, "reward": 0.5, "gt/accuracy": 0.4, "length/mean": 12.0})
+    return pd.DataFrame(
+        {"step": range(steps), "method": method, "reward": 0.5, "gt/accuracy": 0.4, "length/mean": 12.0}
+    )
 
 
 def test_every_method_has_its_own_colour_and_name():
@@ -26,7 +28,11 @@ def test_live_plot_waits_for_the_first_step(tmp_path, monkeypatch):
     shown = []
     import IPython.display
 
-    monkeypatch.setattr(IPython.display, "display", lambda figure, display_id: shown.append(figure) or type("H", (), {"update": shown.append}))
+    monkeypatch.setattr(
+        IPython.display,
+        "display",
+        lambda figure, display_id: shown.append(figure) or type("H", (), {"update": shown.append}),
+    )
     poll = plots.live(tmp_path, "gt")
     poll(force=True)
     runs.append_metrics(tmp_path, {"step": 0, "gt/validation": 0.3})
@@ -46,14 +52,33 @@ def test_a_failing_live_plot_does_not_stop_the_run(tmp_path):
     def broken():
         raise ZeroDivisionError("axis")
 
-    launch.run_logged([sys.executable, "-c", "import time; time.sleep(3)"], tmp_path / "log", every=0.5, echo=said.append, poll=broken)
+    launch.run_logged(
+        [sys.executable, "-c", "import time; time.sleep(3)"], tmp_path / "log", every=0.5, echo=said.append, poll=broken
+    )
     assert said == ["no live plot any more: ZeroDivisionError: axis"]
 
 
 def test_rollouts_worth_reading():
     rows = []
-    for pair, answers, rewards in ((1, ["1"] * 4, [1] * 4), (2, ["1", "2", "3", "4"], [0, 0, 1, 0]), (3, ["5", None, None, "5"], [0] * 4)):
-        rows += [{"pair_id": pair, "view": "original", "prompt": "q", "completion": "c", "answer": a, "label": "1", "truth": "1", "judge": r, "advantage": 0.0} for a, r in zip(answers, rewards, strict=True)]
+    for pair, answers, rewards in (
+        (1, ["1"] * 4, [1] * 4),
+        (2, ["1", "2", "3", "4"], [0, 0, 1, 0]),
+        (3, ["5", None, None, "5"], [0] * 4),
+    ):
+        rows += [
+            {
+                "pair_id": pair,
+                "view": "original",
+                "prompt": "q",
+                "completion": "c",
+                "answer": a,
+                "label": "1",
+                "truth": "1",
+                "judge": r,
+                "advantage": 0.0,
+            }
+            for a, r in zip(answers, rewards, strict=True)
+        ]
     shown = plots.rollouts(pd.DataFrame(rows))
     assert shown["group"].unique().tolist() == ["best", "worst", "most disputed"]
     votes = shown[shown["group"] == "worst"]["votes"]

@@ -45,7 +45,9 @@ def test_method_is_its_equation_on_random_groups(method, equality):
 
     for _ in range(300):
         numbers = [rng.random() for _ in range(8)]
-        group = Group(answers(), answers(), answers(), answers(), rng.choice(["1", "2"]), numbers, numbers, equality=equality)
+        group = Group(
+            answers(), answers(), answers(), answers(), rng.choice(["1", "2"]), numbers, numbers, equality=equality
+        )
         assert METHODS[method](group).rewards == LITERAL[method](group)
 
 
@@ -75,7 +77,10 @@ def test_hand_worked(method, group, rewards, label, support):
 
 def test_only_gt_looks_at_the_truth():
     for method in METHODS:
-        same = [METHODS[method](Group(["1", "2"], ["1", "1"], ["2", "2"], ["1", "2"], truth, [1, 2], [3, 4], 5)).rewards for truth in ("1", "2", None)]
+        same = [
+            METHODS[method](Group(["1", "2"], ["1", "1"], ["2", "2"], ["1", "2"], truth, [1, 2], [3, 4], 5)).rewards
+            for truth in ("1", "2", None)
+        ]
         assert (same[0] == same[1] == same[2]) == (method != "gt")
 
 

@@ -27,7 +27,9 @@ def test_status_of_a_dead_process_reads_as_killed(tmp_path):
     assert runs.read_status(tmp_path) == {}
     runs.write_status(tmp_path, "running", step=3)
     assert runs.read_status(tmp_path)["state"] == "running"
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
     status = runs.read_json(tmp_path / "status.json") | {"pid": int(child.stdout)}
     runs.write_json(tmp_path / "status.json", status)
     assert runs.read_status(tmp_path)["state"] == "killed"
@@ -40,7 +42,9 @@ def test_metrics_merge_truncate_and_survive_a_torn_line(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as sink:
         sink.write('{"step": 3, "rew')
     frame = runs.load_metrics(tmp_path)
-    assert frame["step"].tolist() == [1, 2] and frame["reward"].tolist() == [0.1, 0.2] and frame["gt/validation"][0] == 0.5
+    assert (
+        frame["step"].tolist() == [1, 2] and frame["reward"].tolist() == [0.1, 0.2] and frame["gt/validation"][0] == 0.5
+    )
     runs.truncate_metrics(tmp_path, 1)
     assert runs.load_metrics(tmp_path)["step"].tolist() == [1]
     assert len(runs.load_metrics(tmp_path / "absent")) == 0
@@ -63,7 +67,10 @@ def test_last_checkpoint_passes_over_broken_ones_and_says_why(tmp_path):
     (short / "model.safetensors").write_bytes(b"x" * 40)
     checkpoint(tmp_path, 100, whole=False)
     assert runs.last_checkpoint(tmp_path, said.append) == good
-    assert said == ["checkpoint checkpoint-100 is not used: it was not finished", "checkpoint checkpoint-20 is not used: model.safetensors is missing or not of the recorded size"]
+    assert said == [
+        "checkpoint checkpoint-100 is not used: it was not finished",
+        "checkpoint checkpoint-20 is not used: model.safetensors is missing or not of the recorded size",
+    ]
 
 
 def test_manifest_says_what_was_run(tmp_path):

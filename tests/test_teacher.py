@@ -25,10 +25,14 @@ def test_schedule_end_points_and_sum():
     assert 1 - policy_weight(330, 330, schedule="eq11") == 1.0
 
 
-@pytest.mark.parametrize("steps, released, text, eq11", [(162, 0.441, 0.438, 0.449), (174, 0.415, 0.412, 0.423), (330, 0.190, 0.187, 0.195)])
+@pytest.mark.parametrize(
+    "steps, released, text, eq11", [(162, 0.441, 0.438, 0.449), (174, 0.415, 0.412, 0.423), (330, 0.190, 0.187, 0.195)]
+)
 def test_share_of_the_base_model_is_the_specifications(steps, released, text, eq11):
     for schedule, expected in (("released", released), ("text", text), ("eq11", eq11)):
-        first = 1 if schedule == "eq11" else 0  # the specification's figure for Eq. 11 counts steps from 1, as the paper does
+        first = (
+            1 if schedule == "eq11" else 0
+        )  # the specification's figure for Eq. 11 counts steps from 1, as the paper does
         share = math.prod(1 - policy_weight(t, steps, schedule=schedule) for t in range(first, first + steps))
         assert share == pytest.approx(expected, abs=6e-4)
 

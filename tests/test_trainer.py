@@ -48,7 +48,9 @@ def test_only_the_documented_methods_are_overridden():
 
 
 def sampler(n=20, views=2, batch=4, repeat=3, **kwargs):
-    return PairSampler(range(n), mini_repeat_count=2, batch_size=batch, repeat_count=repeat, seed=5, views=views, **kwargs)
+    return PairSampler(
+        range(n), mini_repeat_count=2, batch_size=batch, repeat_count=repeat, seed=5, views=views, **kwargs
+    )
 
 
 def test_sampler_keeps_pairs_in_one_generation_batch():
@@ -79,7 +81,10 @@ def test_sampler_refuses_half_pairs():
 
 
 def rows_of(pair, view, answers, truth="1", **columns):
-    return [{"pair": pair, "view": view, "truth": truth, "answer": a, **{k: v[i] for k, v in columns.items()}} for i, a in enumerate(answers)]
+    return [
+        {"pair": pair, "view": view, "truth": truth, "answer": a, **{k: v[i] for k, v in columns.items()}}
+        for i, a in enumerate(answers)
+    ]
 
 
 def test_judge_batch_crosses_the_views_and_counts(tiny):
@@ -138,14 +143,23 @@ def test_every_method_trains_with_the_labs_and_the_papers_beta(method, beta, tin
     assert ("kl" in metrics) == (beta > 0)
     stored = runs.load_completions(tmp_path)
     assert len(stored) == 2 * config.prompts * config.rollouts
-    assert all((extract(c) or None) == (a if isinstance(a, str) else None) for c, a in zip(stored["completion"], stored["answer"], strict=True))
+    assert all(
+        (extract(c) or None) == (a if isinstance(a, str) else None)
+        for c, a in zip(stored["completion"], stored["answer"], strict=True)
+    )
     for (step, pair, view), g in stored.groupby(["step", "pair_id", "view"], sort=False):
         other = stored[(stored["step"] == step) & (stored["pair_id"] == pair) & (stored["view"] != view)]
         clean = lambda s: [a if isinstance(a, str) else None for a in s]  # noqa: E731
         if method in ("entropy", "self_certainty", "random"):
             continue
         judged = METHODS[method](
-            Group(clean(g["answer"]), clean(other["answer"]), clean(g.get("teacher_answer", [])), clean(other.get("teacher_answer", [])), g["truth"].iloc[0])
+            Group(
+                clean(g["answer"]),
+                clean(other["answer"]),
+                clean(g.get("teacher_answer", [])),
+                clean(other.get("teacher_answer", [])),
+                g["truth"].iloc[0],
+            )
         )
         assert g["judge"].tolist() == judged.rewards
         assert set(clean(g["label"])) == {judged.label}
@@ -176,7 +190,10 @@ def test_teacher_is_the_literal_average_of_the_saved_policies(tiny, tmp_path):
     def keep(self, model, trial):
         original(self, model, trial)
         step = self.state.global_step
-        kept[step] = (weights(tmp_path / f"checkpoint-{step}"), load_file(tmp_path / f"checkpoint-{step}" / "teacher.safetensors"))
+        kept[step] = (
+            weights(tmp_path / f"checkpoint-{step}"),
+            load_file(tmp_path / f"checkpoint-{step}" / "teacher.safetensors"),
+        )
 
     CoRewardingTrainer._save_checkpoint = keep
     try:
@@ -216,10 +233,68 @@ def test_policy_generates_again_after_a_failing_teacher(tiny, tmp_path):
     assert trainer.model_wrapped is policy
 
 
+def test_teacher_in_vllm_is_refused_before_anything_is_loaded(tmp_path):
+    """TRL's vLLM path would generate the teacher's rollouts with the policy's weights without a word."""
+    from corelib.config import load_config
+
+    with pytest.raises(ValueError, match="set engine: transformers"):
+        train.train(load_config("qwen3-4b", method="co_rewarding_ii"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_data_is_refused(tiny, tmp_path):
+    config = tiny("gt", steps=4, save_steps=2)
+    interrupt_after(3, config, tmp_path)
+    runs.write_json(tmp_path / "manifest.json", runs.read_json(tmp_path / "manifest.json") | {"data_hash": "other"})
+    with pytest.raises(RuntimeError, match="training data .* changed"):
+        train.train(config, tmp_path)
+
+
+def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path):
+    config = tiny("entropy", steps=6, save_steps=2)
+    broken = METHODS["entropy"]
+    calls = []
+
+    def nan_later(group):
+        calls.append(1)
+        return (
+            type(broken(group))([float("nan")] * len(group.answers))
+            if len(calls) > 3 * config.prompts
+            else broken(group)
+        )
+
+    METHODS["entropy"] = nan_later
+    try:
+        with pytest.raises(FloatingPointError, match="step 4.*checkpoint-2"):
+            train.train(config, tmp_path)
+    finally:
+        METHODS["entropy"] = broken
+    status = runs.read_status(tmp_path)
+    assert (
+        status["state"] == "failed" and "reward is" in status["error"] and status["last_good"].endswith("checkpoint-2")
+    )
+
+
+def test_rollouts_that_do_not_split_are_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match="do not split over 1 processes x micro_batch=7"):
+        train.grpo_config(tiny("gt", micro_batch=7), tmp_path, 2)
+
+
+def test_micro_batches_change_neither_rollouts_nor_labels(tiny, tmp_path):
+    """Gradient accumulation: one generation batch in four micro-batches is still one optimizer step."""
+    for micro in (16, 4):
+        train.train(tiny("majority_voting", micro_batch=micro), tmp_path / str(micro))
+    a, b = (runs.load_completions(tmp_path / str(m)).query("step == 1") for m in (16, 4))
+    assert a[["prompt", "completion", "label", "judge"]].equals(b[["prompt", "completion", "label", "judge"]])
+    assert runs.read_status(tmp_path / "4")["step"] == 2
+
+
 # --- resume ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method, save_steps", [("co_rewarding_ii", 2), ("co_rewarding_iii", 3)], ids=["mid-epoch", "epoch-end"])
+@pytest.mark.parametrize(
+    "method, save_steps", [("co_rewarding_ii", 2), ("co_rewarding_iii", 3)], ids=["mid-epoch", "epoch-end"]
+)
 def test_resume_equals_no_interruption_bit_for_bit(method, save_steps, tiny, tmp_path):
     """Stopped in its second epoch and resumed: weights, teacher, metrics and rollouts are those of a run never stopped."""
     settings = dict(steps=7, save_steps=save_steps, learning_rate=1e-3, eval_steps=2, teacher_start=0.2)
@@ -280,18 +355,41 @@ def test_a_checkpoint_without_its_teacher_is_not_resumed_silently(tiny, tmp_path
 
 @pytest.mark.parametrize(
     "method, prompts, rollouts, ranks",
-    [("majority_voting", 3, 6, 2), ("co_rewarding_i", 2, 6, 2), ("co_rewarding_ii", 3, 6, 2), pytest.param("co_rewarding_iii", 2, 6, 4, marks=pytest.mark.slow)],
+    [
+        ("majority_voting", 3, 6, 2),
+        ("co_rewarding_i", 2, 6, 2),
+        ("co_rewarding_ii", 3, 6, 2),
+        pytest.param("co_rewarding_iii", 2, 6, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_have_the_labels_and_rewards_of_one_process(method, prompts, rollouts, ranks, tmp_path):
     """3 prompts x 6 rollouts on 2 ranks: a group spans ranks. 1 pair x 2 views: a pair spans ranks."""
     results = {}
     for n in (1, ranks):
         out = tmp_path / f"{n}.json"
-        launcher = [sys.executable] if n == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+        launcher = (
+            [sys.executable]
+            if n == 1
+            else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+        )
         command = [*launcher, str(HERE / "ranks_worker.py"), method, str(prompts), str(rollouts), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         results[n] = json.loads(out.read_text())
     assert results[1] == results[ranks]
     assert len(results[1]["rewards"]) == prompts * rollouts
     assert 0 < sum(results[1]["rewards"]) < prompts * rollouts
+
+
+def test_a_run_that_is_being_trained_is_not_trained_twice(tiny, tmp_path):
+    config = tiny("gt", stop_seconds=1)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    runs.write_json(tmp_path / "status.json", {"state": "running", "pid": other.pid})
+    with pytest.raises(RuntimeError, match=f"being trained by process {other.pid}"):
+        train.train(config, tmp_path)
+    other.kill()
+    other.wait()
+    train.train(config, tmp_path)
+    assert runs.read_status(tmp_path)["state"] == "done"

@@ -6,7 +6,9 @@ _connect = socket.socket.connect
 
 
 def connect(self, address):
-    if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(("127.", "::1", "localhost")):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(
+        ("127.", "::1", "localhost")
+    ):
         raise OSError(f"network is blocked in this test: {address}")
     return _connect(self, address)
 
