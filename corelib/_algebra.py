@@ -445,3 +445,6 @@ def _equal_in_digits(a: tuple, b: tuple, k: int, tolerance: float | None) -> boo
     if tolerance is not None:
         return bool(gap <= tolerance * size)
     return bool(gap <= ctx.mpf(10) ** (20 - digits) * max(size, left.scale, right.scale))
+
+
+CACHED = (symbols, has_decimal, _bounds, exact_or_none, _float_value)

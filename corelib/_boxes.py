@@ -17,22 +17,26 @@ class Box(NamedTuple):
 
 
 _HEAD = re.compile(r"(?:boxed|fbox)(?![A-Za-z])[ \t\n]*")
-_BRACE = re.compile(r"\\[\\{}]|[{}]")
+_FLAT = re.compile(
+    r"[^{}\\]*+(?:(?:\\(?s:.)|\{[^{}\\]*+\})[^{}\\]*+)*+"
+)  # up to the next brace that is not a flat group
 _WORD = re.compile(r"\\[a-zA-Z]+(?:\s*\{[^{}]*\}){0,2}|[^\s${}\\]+")
 _GLUE = re.compile(
     r"(?:[\s,;.$]|\\[()\[\],;: ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or|\\left|\\right|&|[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
 )
 MAX_GLUE = 60
+MAX_JOINED_LENGTH = 500
 
 
-def last_box(text: str, before: int | None = None) -> Box | None:
-    r"""The box that starts last in a text (before a position), None without one; of nested boxes the inner one.
+def last_box(text: str, before: int | None = None, since: int = 0) -> Box | None:
+    r"""The box that starts last in a text (or a part of it), None without one; of nested boxes the inner one.
 
     `\boxed 5` holds the next word or command; an unclosed box holds the rest of its line. Never raises.
     """
     at = len(text) if before is None else before
-    while at > 0:
-        at = max(text.rfind("\\boxed", 0, at), text.rfind("\\fbox", 0, at))
+    while at > since:
+        boxed = text.rfind("\\boxed", since, at)
+        at = max(boxed, text.rfind("\\fbox", max(boxed, since), at))
         if at < 0:
             return None
         if head := _HEAD.match(text, at + 1):
@@ -46,7 +50,7 @@ def joined_boxes(text: str) -> list[Box]:
     box = last_box(text)
     found = [] if box is None else [box]
     while box is not None and len(found) < MAX_JOINED:
-        box = last_box(text, box.start)
+        box = last_box(text, box.start, max(0, box.start - MAX_JOINED_LENGTH))
         if box is None or not 0 <= found[0].start - box.end <= MAX_GLUE:
             break
         if not _GLUE.fullmatch(text[box.end : found[0].start]):
@@ -61,13 +65,16 @@ def _content(text: str, at: int) -> tuple[str, int]:
         if not word:
             return "", at
         return word[0].rstrip(".,;)") or word[0], word.end()
-    depth = 0
-    for brace in _BRACE.finditer(text, at):
-        if brace[0] == "{":
+    depth, end = 1, at + 1
+    while match := _FLAT.match(text, end):
+        end = match.end() + 1
+        if text[end - 1 : end] == "{":
             depth += 1
-        elif brace[0] == "}":
+        elif text[end - 1 : end] == "}":
             depth -= 1
             if depth == 0:
-                return text[at + 1 : brace.start()].strip(), brace.end()
+                return text[at + 1 : end - 1].strip(), end
+        elif end > len(text):
+            break
     line = re.split(r"\n|\$|\\\]|\\\)", text[at + 1 :], maxsplit=1)[0]
     return line.strip().rstrip(".").rstrip(), at + 1 + len(line)

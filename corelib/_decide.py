@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from corelib import _algebra
 from corelib._boxes import joined_boxes
 from corelib._compare import compare
-from corelib._latex import Unreadable, tidy
+from corelib._latex import MAX_LENGTH, Unreadable, tidy
 from corelib._reading import Answer, ambiguous, key, read
 
 MAX_CACHED = 4_000  # characters; completions are not kept
+MAX_ENDING = 600
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 _CUE = re.compile(r".*(?:\b(?:answer|result|solution|value|total|length|angle|ratio|area|it|which|that|he|there)\s+(?:is|are|equals|was)"
                   r"|\b(?:is|are|equals)|answer\s*:|:)\s+(?=\S)", re.S | re.I)  # fmt: skip
@@ -37,8 +39,8 @@ def subjects(text: str) -> tuple[str, ...]:
     if found:
         return (found[-1].content,)
     text = text.strip()
-    if len(text) > MAX_CACHED:
-        return (text, text[-MAX_CACHED:]) if len(text) < 100_000 else (text[-MAX_CACHED:],)
+    if len(text) > MAX_CACHED:  # a completion without a box: what it ends with
+        return (text[:MAX_CACHED], *_sentence(text[-MAX_ENDING:])[1:])
     return _sentence(text)
 
 
@@ -112,6 +114,12 @@ def _decide(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool | None:
     return verdict
 
 
+def forget() -> None:
+    """Empties every cache of readings and verdicts, to measure from a cold start."""
+    for cached in (_decide, _sentence, _key, read, *_algebra.CACHED):
+        cached.cache_clear()
+
+
 def _is_list(text: str) -> bool:
     return read(text, "list").value[0] in _LISTS
 
@@ -129,6 +137,8 @@ def _tight(text: str) -> str:
 def _pair(gold: str, answer: str) -> bool | None:
     if not gold.strip() or not answer.strip():
         return False  # no answer is not an answer
+    if len(gold) > MAX_LENGTH or len(answer) > MAX_LENGTH:
+        return "".join(gold.split()) == "".join(answer.split())
     if gold == answer or _key(gold) == _key(answer) or _tight(gold) == _tight(answer):
         return True
     a, b = read(gold), read(answer)

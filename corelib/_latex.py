@@ -11,10 +11,10 @@ import re
 import unicodedata
 from fractions import Fraction
 
-MAX_LENGTH = 3000  # longer answers are compared as text only
-MAX_TOKENS = 800
+MAX_LENGTH = 1_000  # characters; longer answers are compared as text only
+MAX_TOKENS = 600
 MAX_DEPTH = 60
-MAX_DIGITS = 3000  # of one number: int() of a long string is quadratic, and Python refuses it above 4,300 digits
+MAX_DIGITS = 1_000  # of one number
 
 
 class Unreadable(ValueError):
@@ -110,6 +110,7 @@ def tidy(text: str) -> str:
     if not text.isascii():
         text = _unicode(text)
     if "\\" in text:
+        text = re.sub(r"\\(begin|end)([pbvBV]?matrix)", r"\\\1{\2}", text)  # braces lost
         if "\\\\" in text and ("\\begin" not in text or "\\\\begin" in text):
             # Escaped twice. Outside of a matrix \\frac is no row end; in one, its rows are escaped as well: halve everything.
             text = text.replace("\\\\", "\\") if "\\\\begin" in text else _DOUBLED.sub(r"\\", text)

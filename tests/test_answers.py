@@ -312,7 +312,7 @@ leaves = numbers | st.sampled_from(["x", "y", "n", r"\pi", r"\sqrt{2}", r"\frac{
 expressions = st.recursive(
     leaves,
     lambda inner: (
-        st.builds(r"\frac{{{}}}{{{}}}".format, inner, inner)
+        st.builds(r"\frac{{{}}}{{{}}}".format, inner, st.integers(1, 99) | st.sampled_from(["x", r"\pi"]))
         | st.builds("({}) + {}".format, inner, inner)
         | st.builds("{} ({})".format, leaves, inner)
         | st.builds(r"\sqrt{{{}}}".format, inner)

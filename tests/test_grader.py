@@ -91,6 +91,7 @@ def test_a_stuck_worker_is_killed():
         assert g.equal([r"\int_0^1 x^4 dx"], ["1/5"]) == ["equal"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_while_idle_is_replaced():
     with Grader(workers=1, timeout=20) as g:
         g.equal([HARD[0]], [HARD[1]])
@@ -99,7 +100,7 @@ def test_a_worker_that_died_while_idle_is_replaced():
         assert g.equal([r"\int_0^1 x^3 dx", r"\int_0^1 x^4 dx"], ["1/4", "1/5"])[-1] == "equal"
 
 
-def test_close_is_idempotent_and_use_starts_again(grader):
+def test_close_is_idempotent_and_use_starts_again():
     g = Grader(workers=1, timeout=20)
     g.equal([HARD[0]], [HARD[1]])
     pid = g._pool[0].process.pid
@@ -154,7 +155,7 @@ def test_a_forked_child_gets_its_own_workers(grader):
     assert grader.equal([r"\int_0^1 13x^2 dx"], ["13/3"]) == ["equal"]
 
 
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_workers_die_with_a_killed_parent(busy):
     code = (
         "import threading, time\n"
