@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from corelib.answers import cluster, equivalent, extract, extract_released, hendrycks_equal, vote
 
@@ -74,3 +77,10 @@ def released_vs_equivalent(
             "questions_changed": int((change != 0).sum()),
         }
     return study
+
+
+def equivalence_report(path: str | Path) -> pd.DataFrame:
+    """`released_vs_equivalent` as a table of a file of completions: JSON lines with `code` (completions) and `gt` (gold)."""
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    study = released_vs_equivalent([row["code"] for row in rows], [row["gt"] for row in rows])
+    return pd.DataFrame(study).T.astype({"questions_changed": int})

@@ -78,9 +78,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from corelib._boxes import last_box
-from corelib._cluster import Vote, raw_partition, tally
-from corelib._decide import decide, last_number
+from corelib._answer_boxes import last_box
+from corelib._answer_cluster import Vote, raw_partition, tally
+from corelib._answer_decide import decide, last_number
 from corelib.grader import shared
 from corelib.released import extract_released, hendrycks_equal
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from corelib import _decide
-from corelib.answer_study import released_vs_equivalent
+from corelib import _answer_decide as _decide
+from corelib.answer_study import equivalence_report
 from corelib.answers import equivalent, extract, hendrycks_equal, vote
 from corelib.grader import Grader
 
@@ -40,8 +40,12 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def _is_formula(text: str) -> bool:
+    return bool(re.search(r"\$|\\boxed|\\\(|\\\[", text))
+
+
 def _wrapped(text: str) -> str:
-    return text if re.search(r"\$|\\boxed|\\\(|\\\[", text) else f"${text}$"
+    return text if _is_formula(text) else f"${text}$"
 
 
 def _math_verify() -> Judge:
@@ -53,11 +57,18 @@ def _math_verify() -> Judge:
 def _trl() -> Judge:
     from trl.rewards import accuracy_reward
 
-    return lambda gold, answer: accuracy_reward([[{"content": answer}]], [gold])[0] == 1.0
+    def judge(gold: str, answer: str) -> bool:
+        # it reads only formulas: a bare answer is boxed for it, the gold is given raw, as its users do
+        return (
+            accuracy_reward([[{"content": answer if _is_formula(answer) else rf"\boxed{{{answer}}}"}]], [gold])[0]
+            == 1.0
+        )
+
+    return judge
 
 
 def _boxed(judge: Judge) -> Judge:
-    return lambda gold, answer: judge(extract(gold) or gold.strip(), extract(answer) or answer.strip())
+    return lambda gold, answer: judge(extract(gold) or gold.strip(" $"), extract(answer) or answer.strip(" $"))
 
 
 def judges() -> dict[str, Judge]:
@@ -232,7 +243,8 @@ def main(shared_data: str | None = None) -> dict:
     results["vote_50x8_s"] = time.perf_counter() - started
     results["hostile"] = _hostile(data, texts, references)
     results["golds"] = _gold_check(data)
-    results["study"] = released_vs_equivalent([row["code"] for row in completions], [row["gt"] for row in completions])
+    study = equivalence_report(data / "completions/qwen25math_math_cot_50x8.jsonl")
+    results["study"] = study.to_dict(orient="index")
 
     table = Table("measure", "value", "to reach", title="speed and safety")
     hostile, checked = results["hostile"], results["golds"]

@@ -19,8 +19,8 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from corelib._cluster import Vote, partition, tally
-from corelib._decide import decide, subjects
+from corelib._answer_cluster import Vote, partition, tally
+from corelib._answer_decide import decide, subjects
 
 START_SECONDS = 60.0  # import of sympy on a busy machine
 GRACE_SECONDS = 0.5  # a worker ends itself at the timeout; after this much more it is killed from here
@@ -68,7 +68,7 @@ class _Worker:
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "corelib._worker"],
+            [sys.executable, "-P", "-m", "corelib._grader_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corelib import _decide, bench_answers
+from corelib import _answer_decide as _decide
+from corelib import bench_answers
 from corelib.answers import Vote, cluster, equivalent, extract, extract_released, hendrycks_equal, vote
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -183,7 +183,7 @@ def test_worker_imports_no_torch_and_evaluates_no_strings(tmp_path):
     marker = tmp_path / "pwned"
     code = (
         "import json, sys\n"
-        "from corelib._worker import load\n"
+        "from corelib._grader_worker import load\n"
         "grade = load()\n"
         f"payload = \"__import__('os').system('touch {marker}')\"\n"
         "replies = [grade('42', payload), grade('0.5', r'\\frac{1}{2}'), grade('42', r'\\text{' + payload + '}')]\n"

@@ -1,6 +1,6 @@
 r"""The verdict on two answer texts without sympy: exact text, canonical form, structure, exact numbers, many digits.
 
-None is what is left for math-verify (`_hard`); on real completions that is less than one answer in a thousand.
+None is what is left for math-verify (`corelib.grader`); on real completions that is less than one answer in a thousand.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from corelib import _algebra
-from corelib._boxes import joined_boxes
-from corelib._compare import compare
-from corelib._latex import MAX_LENGTH, Unreadable, tidy
-from corelib._reading import Answer, ambiguous, key, read
+from corelib import _answer_algebra as algebra
+from corelib._answer_boxes import joined_boxes
+from corelib._answer_compare import compare
+from corelib._answer_reading import Answer, ambiguous, key, read
+from corelib._answer_tokens import MAX_LENGTH, Unreadable, tidy
 
 MAX_CACHED = 4_000  # characters; completions are not kept
 MAX_ENDING = 600
@@ -116,7 +116,7 @@ def _decide(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool | None:
 
 def forget() -> None:
     """Empties every cache of readings and verdicts, to measure from a cold start."""
-    for cached in (_decide, _sentence, _key, read, *_algebra.CACHED):
+    for cached in (_decide, _sentence, _key, read, *algebra.CACHED):
         cached.cache_clear()
 
 

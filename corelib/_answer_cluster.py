@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from corelib._algebra import TooBig, exact_or_none, has_decimal
-from corelib._decide import decide, subjects
-from corelib._reading import ambiguous, read
+from corelib._answer_decide import decide, subjects
+from corelib._answer_exact import TooBig, exact_or_none, has_decimal
+from corelib._answer_reading import ambiguous, read
 
 Hard = Callable[[list[tuple[str, str]]], list[bool]]
 

@@ -97,3 +97,72 @@ def unit_name(text: str, power: str | None = None) -> str:
         elif (word not in _NOISE or len(text.split()) == 1 and word == "in") and (word not in ("dollars",) or True):
             names.append("/".join(_singular(part) for part in word.split("/")))
     return " ".join(names) + suffix if names else ""
+
+
+_TRAILING_TEXT = re.compile(r"(.*\S)\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*", re.S)
+
+
+_FRACTION_UNIT = re.compile(
+    r"(.*\S)\s*\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?([23])\}?)?\s*\}",
+    re.S,
+)
+
+
+_TRAILING_WORD = re.compile(
+    r"(.*[\d)}\]%])\s*?( ?)([A-Za-z][A-Za-z]*(?:[ ./-]+[A-Za-z]+)*)\.?\s*(?:\^\s*\{?\s*([23])\s*\}?)?\s*", re.S
+)
+
+
+LETTER_UNIT = re.compile(r"([a-zA-Z]|.*[^a-zA-Z][a-zA-Z]) (?!in$)([a-z]{2,})")
+
+
+_MONEY = re.compile(r"(-?)\s*(?:US\s*)?(\\\$|[€£¥₹]|USD(?=\s*\d)|Rs\.?(?=\s*\d))\s*(.+)", re.S)
+
+
+_TRAILING_MONEY = re.compile(r"(.+?)\s*(\\\$|[€£¥₹])", re.S)
+
+
+_PERCENT = re.compile(r"(.+?)\s*\\?%", re.S)
+
+
+_DEGREES = re.compile(r"(.+?)\s*\^?\s*\{?\s*\\circ\s*\}?\s*(?:(?:\\text\s*\{)?\s*([CF])\s*\}?)?", re.S)
+
+
+_PMOD = re.compile(r"(.+?)\s*\(?\s*(?:\\pmod|\\mod|(?<![a-zA-Z\\])mod)\s*(\{[^{}]*\}|\d+)\s*\)?", re.S)
+
+
+def _plain_unit(word: str, spaced: bool) -> bool:
+    """Whether a word after a number is a unit and not a product of variables: 10 cm and 7 ways, but not 2ab."""
+    first = word.split()[0].strip(".")
+    if first.lower() in UNIT_WORDS and (len(first) > 1 or (spaced and len(word.split()) > 1)):
+        return True
+    if first.lower() in ("if", "for", "when", "where", "is", "and", "or", "in", "as", "to"):
+        return False
+    if len(first) > 3:
+        return True
+    return len(first) == 3 and spaced and list(first) != sorted(first)
+
+
+def strip_unit(text: str) -> tuple[str, str | None]:
+    """(text without its unit, unit)."""
+    if match := _MONEY.fullmatch(text):
+        return match[1] + match[3], unit_name(match[2])
+    if match := _TRAILING_MONEY.fullmatch(text):
+        return match[1], unit_name(match[2])
+    if match := _PERCENT.fullmatch(text):
+        return match[1], "%"
+    if match := _DEGREES.fullmatch(text):
+        if not re.search(r"\\circ", match[1]) and not re.search(r"\\(?:sin|cos|tan|sec|csc|cot)[^()]*$", match[1]):
+            return match[1], "degree" + (" " + match[2].lower() if match[2] else "")
+    if match := _PMOD.fullmatch(text):
+        return match[1], "mod " + match[2].strip("{} ")
+    if match := _FRACTION_UNIT.fullmatch(text):
+        return match[1], unit_name(match[2] + "/" + match[3], match[4])
+    if match := _TRAILING_TEXT.fullmatch(text):
+        return match[1], unit_name(match[2], match[3])
+    if match := _TRAILING_WORD.fullmatch(text):
+        if _plain_unit(match[3], bool(match[2])) and not re.search(r"\\[a-zA-Z]*$", match[1]):
+            return match[1], unit_name(match[3], match[4])
+    if (match := LETTER_UNIT.fullmatch(text)) and match[2] in UNIT_WORDS:
+        return match[1], unit_name(match[2])
+    return text, None

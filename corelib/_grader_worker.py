@@ -1,6 +1,6 @@
 """Worker process of the grader: math-verify on one pair at a time, killed by the kernel when its time is over.
 
-Started as `python -m corelib._worker`; reads JSON lines [gold, answer, seconds], answers one letter a line:
+Started as `python -m corelib._grader_worker`; reads JSON lines [gold, answer, seconds], answers one letter a line:
 "1" equal, "0" different, "?" unparsed. Imports sympy, never torch.
 """
 
