@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 MAX_JOINED = 50  # boxes of one list
+MAX_DEPTH = 100  # of braces; deeper ones count as unclosed
 
 
 class Box(NamedTuple):
@@ -66,7 +67,7 @@ def _content(text: str, at: int) -> tuple[str, int]:
             return "", at
         return word[0].rstrip(".,;)") or word[0], word.end()
     depth, end = 1, at + 1
-    while match := _FLAT.match(text, end):
+    while depth < MAX_DEPTH and (match := _FLAT.match(text, end)):
         end = match.end() + 1
         if text[end - 1 : end] == "{":
             depth += 1

@@ -13,11 +13,13 @@ _OPEN, _CLOSE = (
 )
 
 
-_PIECE = re.compile(r"\\[a-zA-Z]+|\\.|[<>!]=|.", re.S)
+_PIECE = re.compile(r"\\[a-zA-Z]+|\\.|[<>!]=|[()\[\]{},;:&<>=]", re.S)
 
 
 def split(text: str, separators: frozenset[str]) -> tuple[list[str], list[str]]:
     """(parts, separators between them) at bracket depth 0; brackets of any kind match, as in [0,1)."""
+    if not any(separator in text for separator in separators):
+        return [text.strip()], []
     parts, found, depth, start = [], [], 0, 0
     for match in _PIECE.finditer(text):
         piece = match[0]

@@ -16,6 +16,7 @@ from corelib._answer_tokens import MAX_LENGTH, Unreadable, tidy
 
 MAX_CACHED = 4_000  # characters; completions are not kept
 MAX_ENDING = 600
+MAX_BRACES = 15  # of depth; the deepest gold of MATH has 6
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 _CUE = re.compile(r".*(?:\b(?:answer|result|solution|value|total|length|angle|ratio|area|it|which|that|he|there)\s+(?:is|are|equals|was)"
                   r"|\b(?:is|are|equals)|answer\s*:|:)\s+(?=\S)", re.S | re.I)  # fmt: skip
@@ -129,6 +130,19 @@ def _key(text: str) -> str:
     return key(text)
 
 
+def _monstrous(text: str) -> bool:
+    """Whether a text is too long or too deeply nested for an answer, and is compared as text only."""
+    if len(text) > MAX_LENGTH:
+        return True
+    if text.count("{") <= MAX_BRACES:
+        return False
+    depth = deepest = 0
+    for char in text:
+        depth += (char == "{") - (char == "}")
+        deepest = max(deepest, depth)
+    return deepest > MAX_BRACES
+
+
 def _tight(text: str) -> str:
     """The text without the spaces that separate nothing."""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
@@ -137,7 +151,7 @@ def _tight(text: str) -> str:
 def _pair(gold: str, answer: str) -> bool | None:
     if not gold.strip() or not answer.strip():
         return False  # no answer is not an answer
-    if len(gold) > MAX_LENGTH or len(answer) > MAX_LENGTH:
+    if _monstrous(gold) or _monstrous(answer):
         return "".join(gold.split()) == "".join(answer.split())
     if gold == answer or _key(gold) == _key(answer) or _tight(gold) == _tight(answer):
         return True
