@@ -53,7 +53,7 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
     return None
 
 
-_PREFIX = re.compile(r"^(?:\\approx|\\sim|=|≈|:)\s*|^(?:option|choice|answer)\s*:?\s*(?=\(?[A-J]\)?$)", re.I)
+_PREFIX = re.compile(r"^(?:\\approx|\\sim|=|≈|:|#+)\s*|^(?:option|choice|answer)\s*:?\s*(?=\(?[A-J]\)?$)", re.I)
 
 
 def bare(text: str) -> str:
@@ -69,7 +69,7 @@ def bare(text: str) -> str:
             text = inside[1]
         elif (match := re.match(r"\\(?:text|mathbf|boxed|fbox)\s*(?=\{)", text)) and enclosed(text[match.end() :]):
             inner = enclosed(text[match.end() :])[1]
-            if match[0].startswith("\\mathbf") and len(inner) == 1:
+            if match[0].startswith("\\mathbf") and len(inner) == 1 and inner.isalpha():
                 return text
             text = inner
         if text == before:

@@ -16,7 +16,7 @@ from corelib._answer_tokens import MAX_LENGTH, Unreadable, tidy
 
 MAX_CACHED = 4_000  # characters; completions are not kept
 MAX_ENDING = 600
-MAX_BRACES = 15  # of depth; the deepest gold of MATH has 6
+MAX_BRACES = 15  # of depth; the deepest gold of all sets at hand has 3
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 _CUE = re.compile(r".*(?:\b(?:answer|result|solution|value|total|length|angle|ratio|area|it|which|that|he|there)\s+(?:is|are|equals|was)"
                   r"|\b(?:is|are|equals)|answer\s*:|:)\s+(?=\S)", re.S | re.I)  # fmt: skip
@@ -24,6 +24,7 @@ _NUMBER_AT_END = re.compile(
     r"(?:^|[\s:(=])((?:[-−]\s*)?(?:[$€£]\s*)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:[.,]\d+)?(?:/\d+)?\s*[$€£%°]?)([a-zA-Z]{1,5}[²³]?)?"
     r"(?:[\s.,!?%]|$)[^\d]*$"
 )
+_SAYS = re.compile(r"[^\d=]*\b(?:is|are|equals)\s+(\S.*)", re.S | re.I)
 _BOILERPLATE = re.compile(r"<\|.*|I hope it is correct\.?\s*$", re.S)
 _BRACKETED = re.compile(r"\[([^\[\]]{1,200})\][^\[\]\d]*$")
 
@@ -38,11 +39,18 @@ def subjects(text: str) -> tuple[str, ...]:
     if len(found) > 1:
         return found[-1].content, " , ".join(box.content for box in found)
     if found:
-        return (found[-1].content,)
+        return _boxed_sentence(found[-1].content)
     text = text.strip()
     if len(text) > MAX_CACHED:  # a completion without a box: what it ends with
         return (text[:MAX_CACHED], *_sentence(text[-MAX_ENDING:])[1:])
     return _sentence(text)
+
+
+def _boxed_sentence(content: str) -> tuple[str, ...]:
+    """A boxed answer, and what a boxed sentence says it is."""
+    plain = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", content)
+    match = _SAYS.fullmatch(plain) if " " in plain and len(plain) < MAX_ENDING else None
+    return (content, match[1]) if match else (content,)
 
 
 def _is_math(answer: Answer) -> bool:

@@ -101,6 +101,8 @@ def scalar(text: str) -> tuple:
     if re.fullmatch(r"[A-Za-z][A-Za-z '-]*[A-Za-z]", text) and re.search(r"[A-Za-z]{3}", text):
         if text.lower() not in ("infinity", "infty", "inf"):
             raise Unreadable("word")
+    if text.lower() in ("no", "ok"):
+        raise Unreadable("word")
     if any(len(word) > 4 and word not in FUNCTION_WORDS for word in re.findall(r"(?<![A-Za-z\\])[A-Za-z]+", text)):
         raise Unreadable("words")
     if re.search(r"(?<![A-Za-z\\])(?:the|is|are|of|we|it|so)(?![A-Za-z])", text, re.I):

@@ -146,6 +146,8 @@ def _read(text: str, depth: int) -> Answer:
     if match := _BASE.fullmatch(text):
         base = match[2] or match[3]
         base = int(base) if base.isdigit() else _BASE_WORDS.get(base)
+        if base == 10:
+            return _read(match[1], depth + 1)
         digits = match[1].replace(" ", "").upper().lstrip("0") or "0"
         if (
             base

@@ -91,7 +91,7 @@ def _unicode(text: str) -> str:
 _DROP = re.compile(
     r"\\(?:displaystyle|textstyle|limits|nolimits|boldsymbol|bf|rm|it|Bigg?|bigg?|quad|qquad|left|right|middle|hfill|enspace"
     r"|thinspace|medspace|negthinspace|nonumber)(?![a-zA-Z])(?:(?<=left)\.|(?<=right)\.)?|\\[!,;: \n>]|~|\\hspace\{[^{}]*\}"
-    r"|\\phantom\{[^{}]*\}"
+    r"|\\phantom\{[^{}]*\}|\\(?:text)?color\s*\{[^{}]*\}"
 )
 
 

@@ -113,6 +113,7 @@ _TRAILING_WORD = re.compile(
 )
 
 
+_UNIT_DIGIT = re.compile(r"(.*\d)\s*([a-z]{2,})([23])")  # 20 cm2
 LETTER_UNIT = re.compile(r"([a-zA-Z]|.*[^a-zA-Z][a-zA-Z]) (?!in$)([a-z]{2,})")
 
 
@@ -163,6 +164,8 @@ def strip_unit(text: str) -> tuple[str, str | None]:
     if match := _TRAILING_WORD.fullmatch(text):
         if _plain_unit(match[3], bool(match[2])) and not re.search(r"\\[a-zA-Z]*$", match[1]):
             return match[1], unit_name(match[3], match[4])
+    if (match := _UNIT_DIGIT.fullmatch(text)) and match[2] in UNIT_WORDS:
+        return match[1], unit_name(match[2], match[3])
     if (match := LETTER_UNIT.fullmatch(text)) and match[2] in UNIT_WORDS:
         return match[1], unit_name(match[2])
     return text, None
