@@ -375,7 +375,10 @@ class _Parser:
                 upper = self.exponent()
         if lower is None or upper is None:
             raise Unreadable(name, hard=True)
-        return ("fn", name, (("sym", variable), lower, upper, self.product()))
+        body = self.product()
+        if any(part in repr(body) for part in ("'sum'", "'prod'")):  # a double sum has too many terms to write out
+            raise Unreadable(name, hard=True)
+        return ("fn", name, (("sym", variable), lower, upper, body))
 
     def function(self, name: str) -> tuple:
         power = base = None

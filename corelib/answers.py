@@ -140,7 +140,7 @@ def cluster(answers: Sequence[str | None], equality: str = "equivalent") -> list
 
 
 def vote(answers: Sequence[str | None], min_support: float = 0.0, equality: str = "equivalent") -> Vote:
-    r"""Majority vote over one group of answers (Eq. 6 of the paper; the released code votes over raw strings).
+    r"""Majority vote over one group of answers; the released code (`majority_vote`) votes over raw strings.
 
     Ties go to the class whose first member has the lowest index. Below `min_support` the label is None, the support stays.
 
