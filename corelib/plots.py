@@ -114,7 +114,7 @@ def training(frame: pd.DataFrame, method: str):
     return figure
 
 
-def live(folder, method: str, every: float = 10.0):
+def live(folder, method: str, every: float = 20.0):
     """A callable for `launch.train(poll=...)`: redraws one figure in place from the run's metrics file."""
     import time
 
