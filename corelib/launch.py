@@ -202,7 +202,7 @@ class Notebook:
 
     name: str
     given: dict  # parameters that papermill injected or the reader changed
-    out: Path
+    out: Path | None  # where the notebook's own files go; None for those that write into a run folder
 
     def config(self) -> RunConfig:
         """The run's configuration: the profile, then the file `config`, then the parameters that were given."""
@@ -226,11 +226,12 @@ def notebook_setup(namespace: dict, name: str) -> Notebook:
         for k, default in notebook_parameters(name).items()
         if k in namespace and (k in injected or namespace[k] != default)
     }
-    out = Path(namespace.get("out") or "") if namespace.get("out") else runs.RUNS / "pipeline-interactive"
-    out = out if out.is_absolute() else ROOT / out
-    out.mkdir(parents=True, exist_ok=True)
     print("  ".join(f"{k} {v}" for k, v in runs.versions().items() if k != "platform"))
-    print(f"files go to {_short(out)}")
+    out = None
+    if "out" in notebook_parameters(name):
+        out = ROOT / (namespace.get("out") or runs.RUNS / "pipeline-interactive")
+        out.mkdir(parents=True, exist_ok=True)
+        print(f"files go to {_short(out)}")
     return Notebook(name, given, out)
 
 
