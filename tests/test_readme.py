@@ -111,3 +111,20 @@ def test_top_level_is_the_fixed_one():
         "outputs",
         "tests",
     }
+
+
+@pytest.mark.slow
+def test_gpu_set_resolves():
+    """pip's resolver only: the pins of environment.yml fit together with vLLM. Needs a package index."""
+    import subprocess
+    import sys
+
+    listed = next(
+        d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, dict)
+    )
+    pins = [p for p in listed if p != "-e ."]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", *pins]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
+        pytest.skip("the package index does not serve these pins: " + done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-2000:]
