@@ -6,7 +6,10 @@ Needs the labelled pairs, hostile answers and real completions of the survey, wh
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
+import signal
 import statistics
 import sys
 import time
@@ -82,6 +85,28 @@ def judges() -> dict[str, Judge]:
     }
 
 
+def _killable(judge: Judge, seconds: float = 10.0) -> Judge:
+    """The judge in a forked child: math-verify's own alarm can get lost inside of sympy, and then it works for minutes."""
+
+    def judged(gold: str, answer: str) -> bool:
+        out, back = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.write(back, b"1" if judge(gold, answer) else b"0")
+            finally:
+                os._exit(0)
+        os.close(back)
+        if not select.select([out], [], [], seconds)[0]:
+            os.kill(pid, signal.SIGKILL)
+        verdict = os.read(out, 1)
+        os.close(out)
+        os.waitpid(pid, 0)
+        return verdict == b"1"
+
+    return judged
+
+
 def pair_scores(pairs: list[dict], judge: Judge) -> dict:
     """Accuracy, false positives and false negatives on core pairs, and the ids of the wrong ones."""
     wrong = [(p["id"], p["equivalent"]) for p in pairs if bool(judge(p["gold"], p["answer"])) != p["equivalent"]]
@@ -93,11 +118,17 @@ def pair_scores(pairs: list[dict], judge: Judge) -> dict:
     }
 
 
-def _rate(judge: Judge, golds: list[str], answers: list[str]) -> tuple[float, int]:
-    """(answers a second, accepted) of one pass."""
-    started = time.perf_counter()
-    accepted = sum(bool(judge(gold, answer)) for gold, answer in zip(golds, answers, strict=True))
-    return len(answers) / (time.perf_counter() - started), accepted
+def _rate(judge: Judge, golds: list[str], answers: list[str], cold: bool = True) -> tuple[float, int]:
+    """(answers a second, accepted); the best of up to five passes within a second, each from empty caches if cold."""
+    rates: list[float] = []
+    begun = time.perf_counter()
+    while len(rates) < 5 and (not rates or time.perf_counter() - begun < 1):
+        if cold:
+            _decide.forget()
+        started = time.perf_counter()
+        accepted = sum(bool(judge(gold, answer)) for gold, answer in zip(golds, answers, strict=True))
+        rates.append(len(answers) / (time.perf_counter() - started))
+    return max(rates), accepted
 
 
 def gold_forms(gold: str) -> dict[str, str]:
@@ -210,15 +241,14 @@ def main(shared_data: str | None = None) -> dict:
     )
     results["graders"] = {}
     for name, judge in judges().items():
-        _decide.forget()
-        row = {}
+        row: dict = {}
         row["completions_per_s"], row["completions_accepted"] = _rate(judge, references, texts)
         if name == "corelib":
-            row["completions_warm_per_s"] = _rate(judge, references, texts)[0]
+            row["completions_warm_per_s"] = _rate(judge, references, texts, cold=False)[0]
         row["math500_per_s"], row["math500_accepted"] = _rate(judge, gold500, answer500)
         if name == "corelib":
-            row["math500_warm_per_s"] = _rate(judge, gold500, answer500)[0]
-        row |= pair_scores(pairs, judge)
+            row["math500_warm_per_s"] = _rate(judge, gold500, answer500, cold=False)[0]
+        row |= pair_scores(pairs, judge if name == "corelib" else _killable(judge))
         results["graders"][name] = row
         table.add_row(
             name,
