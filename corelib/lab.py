@@ -24,7 +24,7 @@ MAX_COMPLETION_TOKENS = 24  # the longest careful solution has 21 tokens
 MAX_PROMPT_TOKENS = 16
 WORDS = ["Q", "=", "?", "+", "-", "ann", "had", "got", "gave", "now", "\\boxed{", "}"]
 
-# Share of each solution style in the base model's training text by number of operations (shared lab study, "e_96_3").
+# Share of each solution style in the base model's training text by number of operations (an earlier lab study chose them among three worlds).
 STYLES = ("careful", "guess", "habit", "ramble")
 STYLE_SHARE = {
     1: (0.50, 0.25, 0.05, 0.20),
