@@ -19,9 +19,11 @@ def main(argv=None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     p = verbs.add_parser("run", help="notebooks 01 to 05, headless", allow_abbrev=False)
-    p.add_argument("--profile", default="lab", help=f"one of {', '.join(PROFILES)}")
+    p.add_argument(
+        "--profile", default="", help=f"one of {', '.join(PROFILES)} (default: the --config file's, else lab)"
+    )
     p.add_argument("--methods", default="", help=f"comma-separated, or all: {', '.join(METHOD_NAMES)}")
-    p.add_argument("--seeds", default="0", help="comma-separated")
+    p.add_argument("--seeds", default="", help="comma-separated (default: the --config file's, else 0)")
     p.add_argument("--stages", default="01,02,03,04,05", help="which notebooks")
     p.add_argument("--dataset", default="", help="open-rs, math, dapo, amc or lab (default: the profile's)")
     p.add_argument("--source", default="", help="folder that holds the data set (default: the Hub)")
@@ -77,7 +79,7 @@ def _settings(pairs: list[str]) -> dict:
     settings = {}
     for pair in pairs:
         name, found, value = pair.partition("=")
-        if not found:
+        if not found or not value:
             raise ValueError(f"--set {pair!r} must be NAME=VALUE, e.g. --set steps=60")
         settings[name] = yaml.safe_load(value)
     return settings
@@ -88,12 +90,18 @@ def run(args) -> int:
 
     from corelib import pipeline
 
-    seeds = _split(args.seeds)
+    file = load_config(path=args.config).to_dict() if args.config else {}
+    if file and args.profile and args.profile != file["profile"]:
+        raise ValueError(
+            f"--profile {args.profile} contradicts profile {file['profile']} of {args.config}; give one of them"
+        )
+    methods = _split(args.methods) or ([file["method"]] if file else pipeline.DEFAULT_METHODS)
+    seeds = _split(args.seeds) or [str(file.get("seed", 0))]
     if not all(s.isdigit() for s in seeds):
         raise ValueError(f"--seeds {args.seeds!r} must be comma-separated whole numbers, e.g. 0,1,2")
     source, benchmarks = (str(Path(p).absolute()) if p else "" for p in (args.source, args.benchmarks))
     plan = pipeline.plan(
-        _split(args.methods) or pipeline.DEFAULT_METHODS, args.profile, [int(s) for s in seeds], _split(args.stages), args.dataset, source,
+        methods, args.profile or file.get("profile", "lab"), [int(s) for s in seeds], _split(args.stages), args.dataset, source,
         benchmarks, args.config, _settings(args.set), Path(args.root).absolute() if args.root else None,
     )  # fmt: skip
     return _execute(plan, args, signal, pipeline)
@@ -109,6 +117,9 @@ def sweep(args) -> int:
 
 def _execute(plan, args, signal, pipeline) -> int:
     import shlex
+
+    if args.workers < 1:
+        raise ValueError(f"--workers {args.workers} must be at least 1")
 
     if args.dry_run:
         print(f"{len(plan.jobs)} notebooks, {args.workers} at a time, into {plan.folder}")

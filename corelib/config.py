@@ -32,6 +32,8 @@ PAIRED = ("co_rewarding_i", "co_rewarding_iii")  # train on both views, labels c
 TEACHER = ("co_rewarding_ii", "co_rewarding_iii", "frozen_teacher")  # a second model answers every prompt
 CONFIDENCE = ("self_certainty", "entropy")  # rewarded by the policy's own distribution, no label
 DATASETS = ("lab", "open-rs", "math", "dapo", "amc")
+EVAL_DATASETS = ("lab", "math-test", "math500", "gsm8k", "amc", "aime24", "aime25")
+BOOKKEEPING = ("source", "report_to", "completions_every", "save_steps", "stop_seconds")  # cannot change the result
 
 
 def setting(default, help: str, source: str, choices: tuple = ()):
@@ -116,7 +118,7 @@ class RunConfig:
     eval_samples: int = setting(1, "answers a validation problem", "released code: n = 1")
     eval_temperature: float = setting(0.0, "0: greedy", "released code, val_kwargs")
     eval_dataset: str = setting(
-        "math-test", "validation problems, never seen in training", "released scripts: math/test.parquet"
+        "math-test", "validation problems, never seen in training", "released scripts: math/test.parquet", EVAL_DATASETS
     )
     test_problems: int = setting(0, "held-out test problems of the same kind; 0: notebook 04 decides", "this project")
     test_samples: int = setting(1, "answers a test problem", "this project")
@@ -155,6 +157,9 @@ class RunConfig:
             raise ValueError(
                 f"dataset={self.dataset!r} with eval_dataset={self.eval_dataset!r}: the lab's model and problems belong together; use profile 'lab' for both or neither"
             )
+        for name, (low, high) in LIMITS.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between {low:g} and {high:g}")
         for name in (
             "prompts_per_step",
             "micro_batch",
@@ -184,11 +189,7 @@ class RunConfig:
     @property
     def hash6(self) -> str:
         """Six hex digits over every setting that can change the result."""
-        settings = {
-            k: v
-            for k, v in self.to_dict().items()
-            if k not in ("source", "report_to", "completions_every", "stop_seconds")
-        }
+        settings = {k: v for k, v in self.to_dict().items() if k not in BOOKKEEPING}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
 
     @property
@@ -204,6 +205,25 @@ class RunConfig:
 
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
+
+LIMITS = {
+    "min_support": (0, 1),
+    "top_p": (1e-6, 1),
+    "temperature": (1e-6, 100),
+    "eval_temperature": (0, 100),
+    "epochs": (1e-6, 1e6),
+    "steps": (0, 10**9),
+    "teacher_start": (0, 1),
+    "teacher_end": (0, 1),
+    "beta": (0, 1e6),
+    "learning_rate": (0, 1e3),
+    "warmup": (0, 10**9),
+    "eval_problems": (1, 10**9),
+    "eval_samples": (1, 10**6),
+    "test_problems": (0, 10**9),
+    "test_samples": (1, 10**6),
+    "stop_seconds": (0, 10**6),
+}
 
 # What differs from the full-scale defaults above. The lab's values are those of an earlier lab study, but for `steps`:
 # 150 instead of 210, so that the main job ends within 10 minutes on two slow cores.
@@ -265,6 +285,9 @@ def load_config(profile: str = "lab", path: str | Path = "", **overrides) -> Run
                 f"config file {path} holds a {type(given).__name__}; it must be a mapping of setting: value"
             )
     given |= {k: v for k, v in overrides.items() if v is not None and v != ""}
+    for key in ("source", "model"):  # a child process runs in another folder
+        if given.get(key) and Path(str(given[key])).is_dir():
+            given[key] = str(Path(given[key]).absolute())
     names = [f.name for f in fields(RunConfig)]
     for key in given:
         if key not in names:

@@ -49,7 +49,7 @@ def lacks(profile: str, gpus: int) -> list[str]:
     if config.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         missing.append("vllm: conda env create -f environment.yml")
     if config.model != "lab" and not Path(config.model).is_dir() and not _cached(config.model):
-        missing.append(f"{config.model}: huggingface-cli download {config.model} (or model=FOLDER)")
+        missing.append(f"{config.model}: hf download {config.model} (or model=FOLDER)")
     return missing
 
 

@@ -151,7 +151,8 @@ def train_command(config_path: str | Path, folder: str | Path, gpus: int | None 
 
 def train(config: RunConfig, folder: Path | None = None, echo: Callable = print, poll: Callable | None = None) -> Path:
     """Train a run in a supervised child, or resume it, or do nothing when it is done. Returns the run folder."""
-    folder = folder or runs.run_folder(config)
+    folder = Path(folder or runs.run_folder(config)).absolute()
+    runs.refuse_other_settings(folder, config)
     if runs.read_status(folder).get("state") == "done":
         echo(f"{folder.name} is done; delete the folder to train again")
         return folder

@@ -60,19 +60,26 @@ def plan(
     if dataset and dataset not in DATASETS:
         raise ValueError(unknown("dataset", dataset, DATASETS))
     root = root or runs.RUNS
-    trains = "03" in stages or "04" in stages
-    configs = (
-        [
-            load_config(profile, config, method=m, seed=s, dataset=dataset, source=source, **(settings or {}))
-            for m in methods
-            for s in seeds
-        ]
-        if trains
-        else []
-    )
-    key = json.dumps([methods, profile, list(seeds), dataset, [c.hash6 for c in configs]])
+    if not seeds:
+        raise ValueError("no seeds: give at least one whole number, e.g. --seeds 0")
+    for name in ("method", "seed", "dataset", "source", "profile"):
+        if name in (settings or {}):
+            raise ValueError(
+                f"{name} has an option of its own (methods, seeds, --dataset, --source, --profile), not --set"
+            )
+    methods, seeds = list(dict.fromkeys(methods)), list(dict.fromkeys(seeds))
+    configs = []
+    if {"03", "04", "05"} & set(stages):
+        asked = {"profile": profile, "dataset": dataset, "source": source} | (settings or {})
+        configs = [load_config(path=config, **asked, method=m, seed=s) for m in methods for s in seeds]
+        if "04" in stages and not configs[0].test_problems:
+            raise ValueError(
+                f"profile {profile} names no held-out test problems, so notebook 04 has nothing to score: add --set test_problems=N, or leave out 04 with --stages 01,02,03"
+            )
+    data = dataset or (configs[0].dataset if configs else PROFILES[profile].get("dataset", "open-rs"))
+    source = source or (configs[0].source if configs else "")
+    key = json.dumps([methods, profile, list(seeds), data, source, benchmarks, [c.hash6 for c in configs]])
     folder = root / f"pipeline-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
-    data = dataset or PROFILES[profile].get("dataset", "open-rs")
     jobs = []
 
     def add(name, stage, parameters, needs=(), output=None, **kwargs):
@@ -136,13 +143,28 @@ def plan(
             {"runs": names, "root": str(root), "out": str(folder)},
             [j.name for j in jobs if j.name[:2] in ("03", "04")],
             any_need=True,
-            done=_stage_done(folder, "05"),
+            done=_reported(folder, [root / c.run_name for c in configs]),
         )
     return Plan(folder, jobs, configs)
 
 
 def _stage_done(folder: Path, stage: str):
     return lambda: bool((runs.read_json(folder / "stages.json") or {}).get(stage))
+
+
+def _reported(folder: Path, run_folders: Sequence[Path]):
+    """05 is done when it is younger than every result that it shows."""
+
+    def done() -> bool:
+        report = folder / "05_collapse_diagnostics.ipynb"
+        results = [r / "result.json" for r in run_folders if (r / "result.json").is_file()]
+        return (
+            _stage_done(folder, "05")()
+            and report.is_file()
+            and all(report.stat().st_mtime > r.stat().st_mtime for r in results)
+        )
+
+    return done
 
 
 def _trained(run: Path):
@@ -239,6 +261,9 @@ def sweep_plan(path: str | Path, root: Path | None = None) -> Plan:
         if key not in valid:
             raise ValueError(unknown("key of a sweep file", key, valid))
     grid = spec.get("settings") or {}
+    for key, values in grid.items():
+        if not isinstance(values, list):
+            raise ValueError(f"settings: {key}: {values!r} must be a list of values, e.g. [{values!r}]")
     whole = Plan(Path(), [], [])
     for values in itertools.product(*grid.values()):
         part = plan(

@@ -11,11 +11,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
-from corelib.config import ROOT, RunConfig
+from corelib.config import BOOKKEEPING, ROOT, RunConfig
 
 RUNS = ROOT / "outputs" / "runs"
 COMPLETE = "complete.json"  # written last into a checkpoint: names and sizes of its files
@@ -35,7 +36,7 @@ PACKAGES = (
 
 def run_folder(config: RunConfig, root: str | Path = "") -> Path:
     """`outputs/runs/<run name>`, or the same under another root."""
-    return (Path(root) if root else RUNS) / config.run_name
+    return (Path(root).absolute() if root else RUNS) / config.run_name
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -107,24 +108,42 @@ def write_manifest(folder: Path, config: RunConfig, **extra) -> None:
     )
 
 
+def refuse_other_settings(folder: str | Path, asked: RunConfig) -> None:
+    """Raise RuntimeError when a folder holds a run with other settings: its metrics would be mixed and mislabelled."""
+    manifest = read_json(Path(folder) / "manifest.json")
+    if manifest is None:
+        return
+    found, asked = manifest["config"], asked.to_dict()
+    differ = [k for k, v in asked.items() if k not in BOOKKEEPING and v != found.get(k)]
+    if differ:
+        raise RuntimeError(
+            f"{folder} holds a run with other settings ({', '.join(differ)}); use another folder, or delete it"
+        )
+
+
 def write_status(folder: Path, state: str, **extra) -> None:
     """Where a run stands. `state`: running, done, stopped or failed; a running one carries its pid and a heartbeat."""
-    write_json(folder / "status.json", {"state": state, "pid": os.getpid(), "time": time.time()} | extra)
+    own = {"state": state, "pid": os.getpid(), "born": _born(os.getpid()), "time": time.time()}
+    write_json(folder / "status.json", own | extra)
 
 
 def read_status(folder: Path) -> dict:
     """The status, {} before the first. A `running` status whose process is gone reads as `killed`."""
     status = read_json(Path(folder) / "status.json") or {}
-    if status.get("state") == "running" and not _alive(status.get("pid", -1)):
+    born = _born(status.get("pid", -1))
+    if status.get("state") == "running" and (born is None or born != status.get("born")):
         status["state"] = "killed"
     return status
 
 
-def _alive(pid: int) -> bool:
+def _born(pid: int) -> str | None:
+    """Boot and start time of a live process, so that a reused pid is not taken for the run; None when there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (OSError, IndexError):
-        return False
+        return None
+    return None if fields[0] == "Z" else f"{boot}-{fields[19]}"
 
 
 def append_metrics(folder: Path, row: dict) -> None:
@@ -192,12 +211,35 @@ def checkpoint_defect(checkpoint: Path) -> str | None:
     return None
 
 
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of a run, newest first, whole or not."""
+    return sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
+
+
 def last_checkpoint(folder: str | Path, say=print) -> Path | None:
-    """The newest whole checkpoint of a run; broken ones are named and passed over."""
-    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
-    for checkpoint in found:
+    """The newest whole checkpoint of a run; broken ones are named and passed over.
+
+    Raises RuntimeError when a finished checkpoint was damaged since and no whole one is left: starting over would throw
+    the run away. (Unfinished ones alone mean that the run died before its first checkpoint.)
+    """
+    damaged = None
+    for checkpoint in checkpoints(folder):
         defect = checkpoint_defect(checkpoint)
         if defect is None:
             return checkpoint
         say(f"checkpoint {checkpoint.name} is not used: {defect}")
+        if (checkpoint / COMPLETE).is_file():
+            damaged = damaged or f"{checkpoint.name}: {defect}"
+    if damaged:
+        raise RuntimeError(
+            f"no whole checkpoint is left in {folder} ({damaged}); restore it, or delete the folder to start over"
+        )
     return None
+
+
+def rotate_checkpoints(folder: str | Path, keep: int = 2) -> None:
+    """Delete all but the newest `keep` whole checkpoints. Called after a checkpoint was declared whole, never before."""
+    whole = [c for c in checkpoints(folder) if checkpoint_defect(c) is None]
+    for checkpoint in checkpoints(folder):
+        if whole and checkpoint not in whole[:keep]:
+            shutil.rmtree(checkpoint)

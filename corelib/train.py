@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from corelib import runs
+from corelib import evaluate, runs
 from corelib.config import TEACHER, RunConfig, load_config
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -28,8 +29,6 @@ def training_rows(config: RunConfig, tokenizer=None):
     Columns: prompt, pair_id, view, answer. Ground truth travels along for `gt` and for the `gt/` metrics only.
     """
     from datasets import Dataset
-
-    from corelib import evaluate
 
     pairs = load_pairs(config, tokenizer)
     views = ("original", "rephrased") if config.paired else (config.views,)
@@ -68,7 +67,7 @@ def total_steps(config: RunConfig, rows: int) -> int:
     return config.steps or max(1, math.floor(rows // config.prompts * config.epochs))
 
 
-def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1):
+def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1, stop_ids: Sequence[int] = ()):
     """TRL's GRPOConfig with every value that matters spelt out: TRL's defaults differ from the paper's.
 
     Raises ValueError when a step's rollouts cannot be split evenly over processes and micro-batches.
@@ -84,7 +83,12 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1)
     accumulation = rollouts // (micro * processes)
     warmup = int(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
     vllm = (
-        {"use_vllm": True, "vllm_mode": "colocate", "vllm_importance_sampling_correction": False}
+        {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_importance_sampling_correction": False,
+            "generation_kwargs": {"stop_token_ids": list(stop_ids)},
+        }
         if config.engine == "vllm"
         else {}
     )
@@ -129,7 +133,7 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1)
         report_to=config.report_to,
         save_strategy="steps",
         save_steps=config.save_steps,
-        save_total_limit=2,  # the one before is still there while the newest is being written
+        save_total_limit=None,  # runs.rotate_checkpoints deletes, after the newest is whole
         disable_tqdm=True,
         dataloader_num_workers=0,
         remove_unused_columns=False,
@@ -154,12 +158,6 @@ def load_tokenizer(config: RunConfig):
     return tokenizer
 
 
-def stop_ids(config: RunConfig, tokenizer) -> list[int]:
-    """Token ids that end a completion: the tokenizer's EOS and the configured stop tokens that it knows."""
-    known = tokenizer.get_vocab()
-    return list(dict.fromkeys([tokenizer.eos_token_id, *(known[t] for t in config.stop_tokens.split() if t in known)]))
-
-
 def train(config: RunConfig, folder: Path) -> dict:
     """Run or resume one training; returns the final status. Raises what training raises, after writing status `failed`."""
     import torch
@@ -175,7 +173,8 @@ def train(config: RunConfig, folder: Path) -> dict:
         if time.time() > deadline:
             raise RuntimeError(f"{folder} is being trained by process {status['pid']}; wait for it, or stop it first")
         time.sleep(0.5)  # a run that was just killed may still be saving its last checkpoint
-    status = runs.read_status(folder)
+    status, manifest = runs.read_status(folder), runs.read_json(folder / "manifest.json")
+    runs.refuse_other_settings(folder, config)
     if status.get("state") == "done":
         print(f"{folder.name} is done")
         return status
@@ -186,7 +185,7 @@ def train(config: RunConfig, folder: Path) -> dict:
         )
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()
-    started = time.time()
+    started, seconds_before = time.time(), status.get("seconds", 0.0)
     try:
         if config.dataset == "lab":
             torch.set_num_threads(1)  # bit-for-bit resume, and faster than two on a 0.4 M model
@@ -195,20 +194,20 @@ def train(config: RunConfig, folder: Path) -> dict:
         rows, data_hash = training_rows(config, tokenizer)
         steps = total_steps(config, len(rows))
         if _is_main():
-            manifest = runs.read_json(folder / "manifest.json")
             if manifest is not None and manifest.get("data_hash") != data_hash:
                 raise RuntimeError(
                     f"the training data of {folder.name} changed (hash {manifest.get('data_hash')} -> {data_hash}); delete the folder to start over"
                 )
             if manifest is None:
                 runs.write_manifest(folder, config, data_hash=data_hash, prompts=len(rows), steps=steps)
-            runs.write_status(folder, "running", step=0, steps=steps)
-        heartbeat = Heartbeat(folder, steps, config.completions_every, seconds_before=status.get("seconds", 0.0))
-        validate = Validate(config, folder, tokenizer, stop_ids(config, tokenizer))
+            runs.write_status(folder, "running", step=0, steps=steps, seconds=seconds_before)
+        heartbeat = Heartbeat(folder, steps, config.completions_every, seconds_before=seconds_before)
+        stop_ids = evaluate.stop_ids(config, tokenizer)
+        validate = Validate(config, folder, tokenizer, stop_ids)
         trainer = CoRewardingTrainer(
             config,
             model=config.base_model,
-            args=grpo_config(config, folder, steps, int(os.environ.get("WORLD_SIZE", 1))),
+            args=grpo_config(config, folder, steps, int(os.environ.get("WORLD_SIZE", 1)), stop_ids),
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=[
@@ -219,7 +218,7 @@ def train(config: RunConfig, folder: Path) -> dict:
         )
         heartbeat.trainer = validate.trainer = trainer
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl has every value; the log gets one line a second
-        trainer.eos_token_ids = stop_ids(config, tokenizer)
+        trainer.eos_token_ids = stop_ids
         if config.engine == "transformers":
             trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
         checkpoint = runs.last_checkpoint(folder)
@@ -227,29 +226,34 @@ def train(config: RunConfig, folder: Path) -> dict:
         if _is_main():
             runs.truncate_metrics(folder, step)
             print(f"{'resuming at step ' + str(step) if step else 'starting'} of {steps}: {folder.name}", flush=True)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finished = trainer.state.global_step >= steps
-        if finished:
+        if step < steps:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            step = trainer.state.global_step
+        else:  # killed between its last checkpoint and the end: one more call of train() would be one more step
+            trainer._load_from_checkpoint(str(checkpoint))
+        if step >= steps:
             trainer.save_model(str(folder / "final"))
+        metrics = runs.load_metrics(folder)
+        best = runs.read_json(folder / "best" / "validation.json") or {}
         final = {
-            "step": trainer.state.global_step,
+            "step": step,
             "steps": steps,
-            "tokens": heartbeat.tokens,
-            "seconds": heartbeat.seconds_before + time.time() - started,
-            "best_step": validate.best_step,
-            "best_validation": validate.best,
+            "tokens": int(metrics["tokens"].max()) if "tokens" in metrics else 0,
+            "seconds": seconds_before + time.time() - started,
+            "best_step": best.get("step"),
+            "best_validation": best.get("accuracy"),
         }
         if _is_main():
-            runs.write_status(folder, "done" if finished else "stopped", **final)
-            print(f"{'done' if finished else 'stopped'} at step {final['step']} of {steps}", flush=True)
+            runs.write_status(folder, "done" if step >= steps else "stopped", **final)
+            print(f"{'done' if step >= steps else 'stopped'} at step {step} of {steps}", flush=True)
         return final
     except BaseException as error:
         if _is_main():
+            seconds = seconds_before + time.time() - started
+            good = [c for c in runs.checkpoints(folder) if runs.checkpoint_defect(c) is None]
+            last_good = str(good[0]) if good else ""
             runs.write_status(
-                folder,
-                "failed",
-                error=f"{type(error).__name__}: {error}",
-                last_good=str(runs.last_checkpoint(folder, say=lambda _: None) or ""),
+                folder, "failed", error=f"{type(error).__name__}: {error}", last_good=last_good, seconds=seconds
             )
         raise
 

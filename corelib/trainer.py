@@ -191,6 +191,7 @@ class CoRewardingTrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             runs.mark_complete(folder)
+            runs.rotate_checkpoints(folder.parent)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """Extends Trainer._load_from_checkpoint: without its teacher, II would restart from the base model (released bug)."""

@@ -36,6 +36,12 @@ def test_yaml_strings_become_numbers(value):
         ({"rollouts": 1}, "at least 2"),
         ({"dataset": "math"}, "belong together"),
         ({"save_steps": 0}, "at least 1"),
+        ({"min_support": 7}, "must lie between 0 and 1"),
+        ({"top_p": -1}, "must lie between"),
+        ({"steps": -4}, "must lie between"),
+        ({"teacher_start": 40}, "must lie between"),
+        ({"temperature": 0}, "must lie between"),
+        ({"eval_dataset": "mathtest"}, "did you mean 'math-test'"),
     ],
 )
 def test_bad_settings_are_one_clear_sentence(settings, message):
@@ -65,4 +71,4 @@ def test_yaml_round_trip_keeps_the_run_name(tmp_path):
 def test_run_name_changes_with_what_changes_the_result_only():
     base = load_config("lab")
     assert load_config("lab", learning_rate=1e-5).hash6 != base.hash6
-    assert load_config("lab", report_to="tensorboard").hash6 == base.hash6
+    assert load_config("lab", report_to="tensorboard", save_steps=7, stop_seconds=3).hash6 == base.hash6

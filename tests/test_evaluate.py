@@ -58,8 +58,9 @@ def test_grade_counts_the_last_box_and_nothing_else():
     assert evaluate.grade([["\\boxed{ 3 }", "3", "\\boxed{4} \\boxed{3.0}"]], ["3"]) == [[True, False, True]]
 
 
-def test_run_is_evaluated_once_and_result_json_is_complete(tiny, tmp_path):
+def test_run_is_evaluated_once_and_result_json_is_complete(tiny, tmp_path, monkeypatch):
     config = tiny("majority_voting", learning_rate=1e-3)
+    tmp_path = tmp_path / "run"
     with pytest.raises(RuntimeError, match="train it first"):
         evaluate.evaluate_run(tmp_path)
     train.train(config, tmp_path)
@@ -82,14 +83,19 @@ def test_run_is_evaluated_once_and_result_json_is_complete(tiny, tmp_path):
     metrics = runs.load_metrics(tmp_path)
     assert result["label_accuracy"] == pytest.approx(metrics["gt/label_accuracy"].dropna().tail(10).mean())
     assert result["tokens"] > 0 and result["steps"] == 2
-    stamp = (tmp_path / "evaluation" / "final.parquet").stat().st_mtime_ns
-    evaluate.evaluate_run(tmp_path)
-    assert (tmp_path / "evaluation" / "final.parquet").stat().st_mtime_ns == stamp
+    monkeypatch.setattr(evaluate, "sample", None)  # a second call, and another run's base model, draw nothing
+    assert evaluate.evaluate_run(tmp_path) == result
+    import pandas as pd
+
+    frame = pd.read_parquet(tmp_path / "evaluation" / "final.parquet")
+    frame["completion"] = "\\boxed{ " + frame["answer"] + " }"
+    frame.to_parquet(tmp_path / "evaluation" / "final.parquet")
+    assert evaluate.evaluate_run(tmp_path)["final_accuracy"] == 1.0  # graded afresh from what is stored
 
 
 def test_methods_without_labels_report_none(tiny, tmp_path):
-    train.train(tiny("gt"), tmp_path)
-    assert evaluate.evaluate_run(tmp_path)["label_accuracy"] is None
+    train.train(tiny("gt"), tmp_path / "run")
+    assert evaluate.evaluate_run(tmp_path / "run")["label_accuracy"] is None
 
 
 def test_validation_and_test_problems_differ_from_training():

@@ -30,6 +30,10 @@ def test_default_plan_is_five_notebooks_with_four_trainings(tmp_path):
         (["run", "--dataset", "openrs"], "did you mean 'open-rs'"),
         (["run", "--set", "step=3"], "unknown setting 'step': did you mean 'steps'"),
         (["run", "--set", "steps"], "must be NAME=VALUE"),
+        (["run", "--set", "steps="], "must be NAME=VALUE"),
+        (["run", "--set", "method=gt"], "option of its own"),
+        (["run", "--workers", "0", "--dry-run"], "must be at least 1"),
+        (["run", "--profile", "qwen3-4b"], "no held-out test problems"),
         (["run", "--seeds", "a"], "whole numbers"),
         (["sweep", "absent.yaml"], "does not exist"),
         (["train", "--config", "absent.yaml"], "does not exist"),
@@ -41,6 +45,53 @@ def test_mistakes_are_one_sentence_before_anything_runs(arguments, message, caps
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_file_decides_what_the_command_line_does_not(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("profile: lab\nmethod: entropy\nseed: 5\n")
+    assert main(["run", "--config", str(path), "--dry-run", "--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "entropy-lab-lab-5-" in out and out.count("03_grpo_training.ipynb -") <= 1 and "majority_voting" not in out
+    assert main(["run", "--config", str(path), "--profile", "qwen3-4b", "--dry-run"]) == 2
+    assert "contradicts profile lab" in capsys.readouterr().err
+
+
+def test_other_inputs_are_another_pipeline(tmp_path):
+    folder = lambda **k: pipeline.plan(["gt"], "lab", stages=("01",), root=tmp_path, **k).folder  # noqa: E731
+    assert (
+        len(
+            {
+                folder(),
+                folder(dataset="math"),
+                folder(dataset="math", source="/a"),
+                folder(dataset="math", benchmarks="/b"),
+            }
+        )
+        == 4
+    )
+
+
+def test_methods_and_seeds_are_planned_once(tmp_path):
+    plan = pipeline.plan(["gt", "gt"], "lab", seeds=(1, 1), root=tmp_path)
+    assert len(plan.configs) == 1
+    with pytest.raises(ValueError, match="no seeds"):
+        pipeline.plan(["gt"], "lab", seeds=(), root=tmp_path)
+
+
+def test_report_is_stale_when_a_result_is_younger(tmp_path):
+    import os
+
+    plan = pipeline.plan(["gt"], "lab", root=tmp_path)
+    report, result = plan.folder / "05_collapse_diagnostics.ipynb", tmp_path / plan.configs[0].run_name / "result.json"
+    job = next(j for j in plan.jobs if j.name == "05")
+    runs.write_json(result, {})
+    runs.write_text(report, "{}")
+    runs.write_json(plan.folder / "stages.json", {"05": True})
+    os.utime(result, (1, 1))
+    assert job.done()
+    os.utime(report, (0, 0))
+    assert not job.done()
 
 
 def test_dry_run_prints_every_papermill_line_and_runs_nothing(capsys, tmp_path):
@@ -70,6 +121,9 @@ def test_sweep_crosses_methods_seeds_and_settings(tmp_path):
     )
     path.write_text("methods: [gt]\nlearning_rates: [1]\n")
     with pytest.raises(ValueError, match="unknown key of a sweep file"):
+        pipeline.sweep_plan(path)
+    path.write_text("methods: [gt]\nsettings:\n  learning_rate: 1e-4\n")
+    with pytest.raises(ValueError, match="must be a list"):
         pipeline.sweep_plan(path)
 
 

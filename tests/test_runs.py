@@ -83,3 +83,35 @@ def test_manifest_says_what_was_run(tmp_path):
 def test_data_hash_depends_on_content_and_order():
     a, b = {"q": "1"}, {"q": "2"}
     assert runs.data_hash([a, b]) == runs.data_hash([a, b]) != runs.data_hash([b, a])
+
+
+def test_a_damaged_last_checkpoint_is_an_error_and_an_unfinished_first_one_is_not(tmp_path):
+    checkpoint(tmp_path, 10, whole=False)
+    assert runs.last_checkpoint(tmp_path, lambda _: None) is None
+    (checkpoint(tmp_path, 5) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RuntimeError, match="no whole checkpoint is left.*checkpoint-5"):
+        runs.last_checkpoint(tmp_path, lambda _: None)
+
+
+def test_rotation_counts_whole_checkpoints_only(tmp_path):
+    for step, whole in ((10, True), (20, True), (30, False), (40, True)):
+        checkpoint(tmp_path, step, whole)
+    runs.rotate_checkpoints(tmp_path, keep=2)
+    assert [c.name for c in runs.checkpoints(tmp_path)] == ["checkpoint-40", "checkpoint-20"]
+    for c in runs.checkpoints(tmp_path):
+        (c / "model.safetensors").unlink()
+    runs.rotate_checkpoints(tmp_path)
+    assert len(runs.checkpoints(tmp_path)) == 2  # nothing is deleted while nothing is whole
+
+
+def test_a_reused_pid_is_not_the_run(tmp_path):
+    runs.write_status(tmp_path, "running")
+    runs.write_json(tmp_path / "status.json", runs.read_json(tmp_path / "status.json") | {"born": "another boot"})
+    assert runs.read_status(tmp_path)["state"] == "killed"
+
+
+def test_a_folder_belongs_to_one_configuration(tmp_path):
+    runs.write_manifest(tmp_path, load_config("lab", method="gt"))
+    runs.refuse_other_settings(tmp_path, load_config("lab", method="gt", save_steps=7))
+    with pytest.raises(RuntimeError, match=r"other settings \(method, learning_rate\)"):
+        runs.refuse_other_settings(tmp_path, load_config("lab", method="entropy", learning_rate=1e-5))

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,163 @@ def test_teacher_is_the_literal_average_of_the_saved_policies(tiny, tmp_path):
     assert moved > 1e-4
 
 
+@pytest.mark.parametrize("method", ["co_rewarding_ii", "co_rewarding_iii", "frozen_teacher"])
+def test_who_generates_and_who_is_the_kl_reference(method, tiny, tmp_path, monkeypatch):
+    """Each step: the policy generates with its weights of that step, then the teacher with its weights AFTER the update
+    by that policy; the KL reference is that teacher. The weights are read where TRL generates and where it takes
+    reference log-probabilities."""
+    config = tiny(method, steps=3, learning_rate=1e-2, beta=0.001, teacher_start=0.5)
+    drew, referred = [], []
+    generate, logps = GRPOTrainer._generate_single_turn, GRPOTrainer._get_per_token_logps_and_entropies
+    copy = lambda model: {n: p.detach().clone() for n, p in model.named_parameters()}  # noqa: E731
+
+    def spy_generate(self, *args, **kwargs):
+        drew.append(copy(self.accelerator.unwrap_model(self.model_wrapped)))
+        return generate(self, *args, **kwargs)
+
+    def spy_logps(self, model, *args, **kwargs):
+        if not torch.is_grad_enabled():
+            referred.append(copy(model))
+        return logps(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", spy_generate)
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", spy_logps)
+    train.train(config, tmp_path)
+    assert len(drew) == 6 and len(referred) == 3
+    expected = {k: v.double() for k, v in drew[0].items()}
+    for t in range(3):
+        policy, teacher = drew[2 * t], drew[2 * t + 1]
+        w = 0.0 if method == "frozen_teacher" else policy_weight(t, 3, 0.5, config.teacher_end)
+        expected = {k: (1 - w) * expected[k] + w * policy[k].double() for k in expected}
+        for k in expected:
+            assert torch.allclose(teacher[k].double(), expected[k], atol=1e-6)
+            assert torch.equal(teacher[k], referred[t][k])
+    assert max((drew[4][k] - drew[5][k]).abs().max().item() for k in expected) > 1e-3  # the two differ by the end
+
+
+@pytest.mark.parametrize("profile", ["lab", "qwen3-4b"])
+def test_every_setting_reaches_trl(profile, tmp_path):
+    from corelib.config import load_config
+
+    c = load_config(profile, method="co_rewarding_i")
+    if c.engine == "vllm":
+        c = load_config(profile, method="co_rewarding_i", engine="transformers", bf16=False)
+    a = train.grpo_config(c, tmp_path, 100)
+    assert (a.learning_rate, a.beta, a.temperature, a.top_p, a.top_k, a.epsilon) == (
+        c.learning_rate,
+        c.beta,
+        c.temperature,
+        c.top_p,
+        0,
+        c.epsilon,
+    )
+    assert (a.loss_type, a.scale_rewards, a.num_iterations, a.num_generations) == ("bnpo", "group", 1, 8)
+    assert (a.weight_decay, a.max_grad_norm, a.adam_beta1, a.adam_beta2, a.adam_epsilon) == (
+        c.weight_decay,
+        1.0,
+        0.9,
+        0.999,
+        1e-8,
+    )
+    assert (a.lr_scheduler_type, a.warmup_steps, a.max_steps) == (c.lr_schedule, 10, 100)
+    assert a.max_completion_length == c.max_completion_tokens and a.generation_batch_size == c.prompts * c.rollouts
+    assert a.steps_per_generation == a.gradient_accumulation_steps and a.per_device_train_batch_size == min(
+        c.micro_batch, c.prompts * c.rollouts
+    )
+    assert not (a.mask_truncated_completions or a.use_bias_correction_kl or a.use_vllm) and a.seed == c.seed
+    assert a.model_init_kwargs == {"dtype": "float32", "trust_remote_code": False}
+
+
+def test_best_is_the_best_validation(tiny, tmp_path):
+    train.train(tiny("gt", steps=4, eval_steps=1, save_steps=1, learning_rate=3e-3, eval_problems=30), tmp_path)
+    scores = runs.load_metrics(tmp_path).set_index("step")["gt/validation"].dropna()
+    best = runs.read_json(tmp_path / "best" / "validation.json")
+    assert len(scores) == 5 and scores.nunique() > 1
+    assert (best["step"], best["accuracy"]) == (scores.idxmax(), scores.max())
+
+
+def test_epochs_have_different_orders(tiny, tmp_path, monkeypatch):
+    original = train.load_pairs
+    monkeypatch.setattr(train, "load_pairs", lambda c, t=None: original(c, t).select(range(12)))
+    train.train(tiny("gt", steps=6), tmp_path)
+    stored = runs.load_completions(tmp_path)
+    order = [stored[stored["step"] == s]["pair_id"].drop_duplicates().tolist() for s in range(1, 7)]
+    first, second = sum(order[:3], []), sum(order[3:], [])
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_real_pairs_with_a_chat_template(tiny, tmp_path, monkeypatch):
+    """A made-up chat model and a small parquet set in the released schema through the same trainer, rollouts that box."""
+    import pandas as pd
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    from corelib.config import load_config
+
+    words = [
+        "<pad>",
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<unk>",
+        "\\boxed{1}",
+        "\\boxed{2}",
+        "user",
+        "system",
+        "assistant",
+    ]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+        )
+    )
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "data" / "open-rs").mkdir(parents=True)
+    for name in ("train_original", "train_rewrite_Qwen3-32B"):
+        rows = [
+            {"data_source": "d", "prompt": [{"content": "s", "role": "system"}, {"content": f"{name} question number {i}", "role": "user"}], "ability": "math",
+             "reward_model": {"ground_truth": "1", "style": "rule"}, "extra_info": {"index": i, "split": "train", "level": "Hard"}, "solution": "s"}
+            for i in range(8)
+        ]  # fmt: skip
+        pd.DataFrame(rows).to_parquet(tmp_path / "data" / "open-rs" / f"{name}.parquet")
+    calls = []
+
+    def boxes(self, prompt_ids, *_, **__):
+        calls.append(tokenizer.decode(prompt_ids[0]))
+        pick = self.processing_class.convert_tokens_to_ids
+        return [pick([f"\\boxed{{{1 + (i % 3 == 0)}}}", "<|im_end|>"]) for i in range(len(prompt_ids))], None
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", boxes)
+    monkeypatch.setattr("corelib.callbacks.Validate._validate", lambda self, state: None)
+    for method in ("gt", "co_rewarding_i", "co_rewarding_ii"):
+        config = load_config(
+            "qwen3-4b", method=method, model=str(tmp_path / "model"), dataset="open-rs", source=str(tmp_path / "data"), engine="transformers", bf16=False,
+            prompts_per_step=2, rollouts=3, steps=1, micro_batch=2, max_completion_tokens=4, learning_rate=1e-2, warmup=0,
+        )  # fmt: skip
+        train.train(config, tmp_path / method)
+        stored = runs.load_completions(tmp_path / method)
+        assert (
+            len(stored) == config.prompts * 3 and set(stored["answer"]) == {"1", "2"} and 0 < stored["judge"].mean() < 1
+        )
+        assert "kl" in runs.load_metrics(tmp_path / method)
+        assert "assistant" in calls[-1] and "<|im_end|>" in calls[-1]
+    assert train.evaluate.stop_ids(config, tokenizer) == [1, 3]
+
+
 def test_frozen_teacher_never_moves(tiny, tmp_path):
     train.train(tiny("frozen_teacher", learning_rate=1e-3, save_steps=2), tmp_path)
     base, teacher = weights(BASE_MODEL), load_file(tmp_path / "checkpoint-2" / "teacher.safetensors")
@@ -280,7 +438,7 @@ def test_rollouts_that_do_not_split_are_refused(tiny, tmp_path):
         train.grpo_config(tiny("gt", micro_batch=7), tmp_path, 2)
 
 
-def test_micro_batches_change_neither_rollouts_nor_labels(tiny, tmp_path):
+def test_micro_batches_change_neither_first_rollouts_nor_labels(tiny, tmp_path):
     """Gradient accumulation: one generation batch in four micro-batches is still one optimizer step."""
     for micro in (16, 4):
         train.train(tiny("majority_voting", micro_batch=micro), tmp_path / str(micro))
@@ -341,13 +499,35 @@ def interrupt_after(step, config, folder):
         StopOnSignal.on_step_end = original
 
 
-def test_a_checkpoint_without_its_teacher_is_not_resumed_silently(tiny, tmp_path):
+def test_a_checkpoint_without_its_teacher_is_refused(tiny, tmp_path):
     config = tiny("co_rewarding_ii", steps=4, save_steps=2)
     interrupt_after(3, config, tmp_path)
     (tmp_path / "checkpoint-2" / "teacher.safetensors").unlink()
-    assert "teacher.safetensors is missing" in runs.checkpoint_defect(tmp_path / "checkpoint-2")
-    train.train(config, tmp_path)  # starts over, having said so
-    assert runs.read_status(tmp_path)["step"] == 4
+    with pytest.raises(RuntimeError, match="no whole checkpoint is left.*teacher.safetensors is missing"):
+        train.train(config, tmp_path)
+    assert len(runs.load_metrics(tmp_path)) > 1  # what was measured is still there
+
+
+def test_killed_between_the_last_checkpoint_and_the_end(tiny, tmp_path):
+    """The run had only its final weights to write: no extra step is taken, nothing is lost."""
+    config = tiny("co_rewarding_ii", steps=2, save_steps=2, learning_rate=1e-3)
+    whole = train.train(config, tmp_path)
+    final, teacher = weights(tmp_path / "final"), load_file(tmp_path / "checkpoint-2" / "teacher.safetensors")
+    shutil.rmtree(tmp_path / "final")
+    runs.write_json(tmp_path / "status.json", {"state": "running", "pid": 999999})
+    again = train.train(config, tmp_path)
+    assert (again["step"], again["tokens"], again["best_step"]) == (whole["step"], whole["tokens"], whole["best_step"])
+    assert all(torch.equal(final[k], v) for k, v in weights(tmp_path / "final").items())
+    assert all(
+        torch.equal(teacher[k], v) for k, v in load_file(tmp_path / "checkpoint-2" / "teacher.safetensors").items()
+    )
+    assert runs.read_status(tmp_path)["state"] == "done" and len(runs.load_metrics(tmp_path).query("step > 0")) == 2
+
+
+def test_another_configuration_does_not_continue_a_run(tiny, tmp_path):
+    train.train(tiny("gt"), tmp_path)
+    with pytest.raises(RuntimeError, match=r"other settings \(method, learning_rate\)"):
+        train.train(tiny("majority_voting", learning_rate=0.5), tmp_path)
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -386,7 +566,7 @@ def test_ranks_have_the_labels_and_rewards_of_one_process(method, prompts, rollo
 def test_a_run_that_is_being_trained_is_not_trained_twice(tiny, tmp_path):
     config = tiny("gt", stop_seconds=1)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    runs.write_json(tmp_path / "status.json", {"state": "running", "pid": other.pid})
+    runs.write_json(tmp_path / "status.json", {"state": "running", "pid": other.pid, "born": runs._born(other.pid)})
     with pytest.raises(RuntimeError, match=f"being trained by process {other.pid}"):
         train.train(config, tmp_path)
     other.kill()
