@@ -35,7 +35,8 @@ def child_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     threads = {"OMP_WAIT_POLICY": "PASSIVE"} | ({} if _gpus() else {"OMP_NUM_THREADS": "1"})
-    return {**os.environ, **quiet, **{k: os.environ.get(k, v) for k, v in threads.items()}}
+    inherited = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # a notebook's kernel chooses inline figures
+    return {**inherited, **quiet, **{k: os.environ.get(k, v) for k, v in threads.items()}}
 
 
 def run_logged(
