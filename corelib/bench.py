@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from corelib import runs
-from corelib.config import METHOD_NAMES, load_config
+from corelib.config import METHOD_NAMES, PAIRED, load_config
 
 GOAL = {"gt": 1.05, "majority_voting": 1.08, "co_rewarding_i": 1.08, "self_certainty": 1.25, "entropy": 1.25}
 GOAL |= {"co_rewarding_ii": 2.0, "co_rewarding_iii": 2.0, "frozen_teacher": 2.0}
@@ -19,7 +19,7 @@ def trainer(steps: int = 15, methods=METHOD_NAMES, out: str | Path = "", learnin
     """Median seconds a step of each method over stock `trl.GRPOTrainer`; prints and returns the ratios.
 
     Every trainer gets the same model, prompts, batch and beta; stock TRL has a trivial ground-truth reward (string
-    equality of what stands in the box). The learning rate is tiny, so that no method changes the length of its
+    equality of what stands in the box); for I and III it trains on the same two views. The learning rate is tiny, so that no method changes the length of its
     rollouts. Trainers advance one step in turn, so that a noisy machine hits all alike; a ratio is the median over
     rounds of (method's seconds) / (stock's seconds in the same round).
     """
@@ -29,7 +29,8 @@ def trainer(steps: int = 15, methods=METHOD_NAMES, out: str | Path = "", learnin
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    steppers = {"stock": _stock(folder / "stock", steps, learning_rate)}
+    # I and III also train on the longer rephrased prompts: their yardstick is stock TRL on the same prompts
+    steppers = {kind: _stock(kind, folder / kind, steps, learning_rate) for kind in ("stock", "stock, both views")}
     for method in methods:
         steppers[method] = _ours(method, folder / method, steps, learning_rate)
     seconds = {name: [] for name in steppers}
@@ -42,10 +43,12 @@ def trainer(steps: int = 15, methods=METHOD_NAMES, out: str | Path = "", learnin
             step()
             if round_ >= 2:  # the first steps compile and allocate
                 seconds[name].append(time.perf_counter() - started)
-    ratios = {m: [a / b for a, b in zip(seconds[m], seconds["stock"], strict=True)] for m in methods}
+    yardstick = {m: "stock, both views" if m in PAIRED else "stock" for m in methods}
+    ratios = {m: [a / b for a, b in zip(seconds[m], seconds[yardstick[m]], strict=True)] for m in methods}
     result = {
         "steps": steps,
         "stock_seconds": statistics.median(seconds["stock"]),
+        "stock_both_views_seconds": statistics.median(seconds["stock, both views"]),
         "ratio": {m: statistics.median(r) for m, r in ratios.items()},
         "quartiles": {m: statistics.quantiles(r, n=4)[::2] for m, r in ratios.items()},
         "seconds": {m: statistics.median(s) for m, s in seconds.items()},
@@ -65,6 +68,7 @@ def _show(result: dict) -> None:
         "method", "s a step", "over stock TRL", "middle half", "goal", title=f"{result['steps']} steps each, in turn"
     )
     table.add_row("stock GRPOTrainer", f"{result['stock_seconds']:.3f}", "1.00", "", "")
+    table.add_row("stock, both views", f"{result['stock_both_views_seconds']:.3f}", "1.00", "", "")
     for method, ratio in result["ratio"].items():
         low, high = result["quartiles"][method]
         table.add_row(
@@ -89,15 +93,17 @@ def _config(method: str, steps: int, learning_rate: float):
     )
 
 
-def _stock(folder: Path, steps: int, learning_rate: float):
-    """Stock TRL on the lab's original views, with the reward a newcomer would write."""
+def _stock(kind: str, folder: Path, steps: int, learning_rate: float):
+    """Stock TRL on the lab's original views, or on both, with the reward a newcomer would write."""
     from trl import GRPOTrainer
 
     from corelib import train
 
     config = _config("gt", steps, learning_rate)
     tokenizer = train.load_tokenizer(config)
-    rows, _ = train.training_rows(config, tokenizer)
+    rows, _ = train.training_rows(
+        _config("co_rewarding_i", steps, learning_rate) if "both" in kind else config, tokenizer
+    )
 
     def reward(completions, answer, **_):
         return [
