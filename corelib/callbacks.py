@@ -46,7 +46,7 @@ class Heartbeat(TrainerCallback):
             completions_every,
             seconds_before,
         )
-        self.tokens, self.started, self.first_step, self.last_write, self.trainer = 0, time.time(), None, 0.0, None
+        self.started, self.first_step, self.last_write, self.trainer = time.time(), None, 0.0, None
 
     def on_step_begin(self, args, state, control, **_):
         if self.first_step is None:
@@ -71,7 +71,6 @@ class Heartbeat(TrainerCallback):
                     f"{name} is {row.get(name)} at step {state.global_step}; the last good checkpoint is {good or 'none'}"
                 )
         runs.append_metrics(self.folder, {"step": state.global_step} | row)
-        self.tokens = int(row.get("tokens") or 0)
         now = time.time()
         if now - self.last_write > 1 or state.global_step == self.steps:
             self.last_write = now
@@ -96,12 +95,12 @@ class Validate(TrainerCallback):
 
     def __init__(self, config: RunConfig, folder: Path, tokenizer, stop_ids):
         self.config, self.folder, self.tokenizer, self.stop_ids = config, folder, tokenizer, stop_ids
-        self.problems, self.best, self.best_step, self.trainer = None, -1.0, 0, None
+        self.problems, self.best, self.trainer = None, -1.0, None
 
     def on_train_begin(self, args, state, control, **_):
         stored = runs.read_json(self.folder / "best" / "validation.json") or {}
         if stored.get("step", -1) <= state.global_step and stored:
-            self.best, self.best_step = stored["accuracy"], stored["step"]
+            self.best = stored["accuracy"]
         if state.global_step == 0:
             self._validate(state)
 
@@ -128,7 +127,7 @@ class Validate(TrainerCallback):
         if accelerator.is_main_process:
             runs.append_metrics(self.folder, {"step": state.global_step, "gt/validation": accuracy})
         if accuracy > self.best:
-            self.best, self.best_step = accuracy, state.global_step
+            self.best = accuracy
             self.trainer.save_model(str(self.folder / "best"))
             if accelerator.is_main_process:
                 runs.write_json(

@@ -157,20 +157,19 @@ def load_model(folder: str | Path):
     return model.to("cuda" if gpu else "cpu"), AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
 
 
-def answers_of(folder: Path, which: str, stored: Path):
+def graded(stored: Path):
     """The stored answers of a checkpoint as a DataFrame, graded afresh: a better grader needs no new answers."""
     import pandas as pd
 
     frame = pd.read_parquet(stored)
-    (folder / "evaluation").mkdir(exist_ok=True)
     return frame.assign(right=[m[0] for m in grade([[t] for t in frame["completion"]], frame["answer"])])
 
 
 def evaluate_run(folder: str | Path, progress: Callable | None = None) -> dict:
     """Score base, best and final checkpoint of a finished run on its held-out test problems; write result.json.
 
-    Raises RuntimeError when the run is not done. Answers are kept
-    in evaluation/ (the base model's beside the runs) and not drawn twice; grading reads them.
+    Raises RuntimeError when the run is not done. Answers are kept in
+    evaluation/ (the base model's beside the runs) and not drawn twice; grading reads them.
     """
     import pandas as pd
 
@@ -186,6 +185,7 @@ def evaluate_run(folder: str | Path, progress: Callable | None = None) -> dict:
             f"{folder.name} names no held-out test problems: set test_problems (and eval_dataset) before training"
         )
     problems = problems_of(config, "test")
+    (folder / "evaluation").mkdir(exist_ok=True)
     scores = {}
     # The base model's answers are the same for every run with these problems and this decoding: drawn once
     asked = [config.base_model, config.test_problems, config.test_samples, config.eval_temperature, config.max_completion_tokens, config.eval_dataset, config.eval_problems]  # fmt: skip
@@ -210,7 +210,7 @@ def evaluate_run(folder: str | Path, progress: Callable | None = None) -> dict:
             temporary = stored.with_name(f"{stored.name}.{os.getpid()}")
             pd.DataFrame(rows).to_parquet(temporary)
             temporary.replace(stored)
-        frame = answers_of(folder, which, stored)
+        frame = graded(stored)
         scores[which] = avg_at_k([list(g) for _, g in frame.groupby("id")["right"]])
         frame.to_parquet(folder / "evaluation" / f"{which}.graded.parquet")
     metrics = runs.load_metrics(folder)

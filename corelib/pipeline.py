@@ -109,6 +109,7 @@ def plan(
     for run_config in configs:
         run = root / run_config.run_name
         asked = folder / "configs" / f"{run_config.run_name}.yaml"
+        label = f"{run_config.method}-{run_config.seed}-{run_config.hash6}"
         if "03" in stages:
             parameters = {
                 "profile": profile,
@@ -118,7 +119,7 @@ def plan(
                 "root": str(root),
             }
             add(
-                f"03 {run_config.method}-{run_config.seed}-{run_config.hash6}",
+                f"03 {label}",
                 "03",
                 parameters,
                 ("01",),
@@ -128,10 +129,10 @@ def plan(
             )
         if "04" in stages:
             add(
-                f"04 {run_config.method}-{run_config.seed}-{run_config.hash6}",
+                f"04 {label}",
                 "04",
                 {"run": str(run)},
-                (f"03 {run_config.method}-{run_config.seed}-{run_config.hash6}",),
+                (f"03 {label}",),
                 run / "04_evaluation.ipynb",
                 done=_evaluated(run),
             )
@@ -179,7 +180,6 @@ def run(plan: Plan, workers: int = 2, say=print) -> int:
     """Execute a plan; returns the exit code: 0 when every job is done or was done before."""
     for config in plan.configs:
         runs.write_text(plan.folder / "configs" / f"{config.run_name}.yaml", config.to_yaml())
-    # Trainings first where both could start: they are the long poles, the notebooks around them are short
     state = execute(plan.jobs, workers, say)
     stages = runs.read_json(plan.folder / "stages.json") or {}
     stages |= {name: True for name, s in state.items() if s in ("done", "skipped")}
