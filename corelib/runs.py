@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import time
+from dataclasses import fields
 from pathlib import Path
 
 from corelib.config import BOOKKEEPING, ROOT, RunConfig
@@ -113,8 +114,9 @@ def refuse_other_settings(folder: str | Path, asked: RunConfig) -> None:
     manifest = read_json(Path(folder) / "manifest.json")
     if manifest is None:
         return
-    found, asked = manifest["config"], asked.to_dict()
-    differ = [k for k, v in asked.items() if k not in BOOKKEEPING and v != found.get(k)]
+    defaults = {f.name: f.default for f in fields(asked)}  # what a run had before a setting existed
+    found, asked = defaults | manifest["config"], asked.to_dict()
+    differ = [k for k, v in asked.items() if k not in BOOKKEEPING and v != found[k]]
     if differ:
         raise RuntimeError(
             f"{folder} holds a run with other settings ({', '.join(differ)}); use another folder, or delete it"

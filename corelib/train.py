@@ -55,7 +55,9 @@ def load_pairs(config: RunConfig, tokenizer=None):
     if config.dataset == "lab":
         from corelib import lab
 
-        return lab.pairs(seed=config.seed)[0]
+        return lab.pairs(
+            seed=config.seed, near_copy=config.rewording == "near_copy", wrong_rewrites=config.wrong_rewrites
+        )[0]
     from corelib import data
 
     pairs, audit = data.load_pairs(config.dataset, config.source or None)
