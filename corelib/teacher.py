@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 FILE = "teacher.safetensors"
 TEXT_END = 1e-4  # the paper's text: teacher weight 0.99 -> 0.9999
+PIECE = 2**23  # elements copied at once: 32 MB of fp32 stay in the L2 cache of an H100 or H200 (50 or 60 MB)
 
 
 def policy_weight(
@@ -51,15 +52,17 @@ class Teacher:
     def update(self, policy, weight: float) -> None:
         """teacher <- (1 - weight) teacher + weight policy, each distinct parameter once (tied weights are one)."""
         mine, theirs = self._parameters(), _local_parameters(policy)
-        theirs = [p.to(m.dtype) if p.dtype != m.dtype else p for m, p in zip(mine, theirs, strict=True)]
-        torch._foreach_lerp_(mine, theirs, weight)
+        if all(m.dtype == p.dtype for m, p in zip(mine, theirs, strict=True)):
+            torch._foreach_lerp_(mine, theirs, weight)  # fused: every number is read once and written once
+            return
+        for m, p in _pieces(mine, theirs):
+            m.lerp_(p.to(m.dtype), weight)
 
     @torch.no_grad()
     def distance(self, policy) -> float:
         """Euclidean distance between teacher and policy, over the norm of the teacher: 0 at the start."""
         mine, theirs = self._parameters(), _local_parameters(policy)
-        theirs = [p.to(m.dtype) if p.dtype != m.dtype else p for m, p in zip(mine, theirs, strict=True)]
-        gap = torch.stack(torch._foreach_norm(torch._foreach_sub(theirs, mine)))
+        gap = torch.stack([torch.linalg.vector_norm(p.to(m.dtype) - m) for m, p in _pieces(mine, theirs)])
         return (gap.norm() / torch.stack(torch._foreach_norm(mine)).norm()).item()
 
     def save(self, folder: str | Path) -> None:
@@ -88,3 +91,11 @@ class Teacher:
 def _local_parameters(model) -> list[torch.Tensor]:
     """Distinct parameters; for FSDP2's DTensors this rank's shard, so that no update gathers the model."""
     return [getattr(p, "_local_tensor", p).detach() for p in model.parameters()]
+
+
+def _pieces(mine, theirs):
+    """Matching views of at most PIECE elements (or one row), so that neither a cast nor a difference copies the model."""
+    for m, p in zip(mine, theirs, strict=True):
+        m, p = torch.atleast_1d(m), torch.atleast_1d(p)
+        rows = max(1, PIECE * len(m) // max(1, m.numel()))  # a shard may be empty
+        yield from zip(m.split(rows), p.split(rows), strict=True)
