@@ -1,0 +1,124 @@
+"""The benchmarks of the paper, each with its protocol beside its code; `table()` is what a reader sees.
+
+MATH500, GSM8K, AMC, AIME: `benchmark_math`. CRUXEval: `benchmark_code`. LiveCodeBench: `benchmark_lcb`.
+IFEval and MMLU-Pro: `benchmark_harness`, which delegates to lm-evaluation-harness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+
+import datasets
+import pandas as pd
+
+from corelib import benchmark_math as maths
+from corelib.audit import normalise, strip_answer_form
+from corelib.benchmark_base import Benchmark, Verdict
+from corelib.data import load_problems
+
+__all__ = ["BENCHMARKS", "Benchmark", "Verdict", "find", "overlap", "table"]
+
+BOXED = "last \\boxed{} of the completion, mathematical equivalence (corelib.answers)"
+TRAINING = "system instruction of training, then the bare question, in the model's chat template"
+ROLLOUT = 3072  # tokens of a rollout in training (paper, table 5)
+
+
+def _math(name: str, title: str, source: str, split: str, size: int, k: int, paper: str, differs: str) -> Benchmark:
+    return Benchmark(
+        name=name, title=title, source=source, split=split, size=size, prompt=TRAINING, shots=0,
+        decoding={"temperature": 0.8 if k > 1 else 0.0, "k": k, "max_new_tokens": ROLLOUT},
+        metric=f"avg@{k}" if k > 1 else "pass@1", grader=BOXED, paper=paper, differs=differs,
+        load=partial(load_problems, name), messages=maths.training_prompt, grade=maths.grade_boxed,
+    )  # fmt: skip
+
+
+def _few_shot(benchmark: Benchmark) -> Benchmark:
+    return replace(
+        benchmark, name=f"{benchmark.name}_few_shot", title=f"{benchmark.title}, 4-shot", shots=4,
+        prompt="four solved problems ending in \\boxed{}, plain text, no chat template",
+        decoding=benchmark.decoding | {"max_new_tokens": 1024, "stop": [maths.STOP]},
+        grader=f"as {benchmark.name}, of the text before a next question",
+        differs="format-controlled baseline for base models, beside the paper's row before RL",
+        messages=partial(benchmark.messages, few_shot=True), grade=partial(benchmark.grade, few_shot=True),
+    )  # fmt: skip
+
+
+MATH500 = replace(
+    _math(
+        "math500", "MATH500", "HuggingFaceH4/MATH-500 (math500/math500_ttrl.json)", "test", 500, 1,
+        "lighteval pass@1; its prompt, shots and answer extraction are not stated, table 5 gives temperature 0.8",
+        "training prompt and this project's grader; greedy, so that a second run gives the same score",
+    ),
+    messages=maths.math_messages,
+)  # fmt: skip
+GSM8K = replace(
+    _math(
+        "gsm8k", "GSM8K", "openai/gsm8k (gsm8k/test.jsonl)", "test", 1319, 1,
+        "lighteval pass@1; 26.15 for Qwen3-4B-Base before RL is probably lighteval's limit of 256 tokens a completion",
+        "training prompt and its 3,072 tokens; greedy; gold is the number after ####, without thousands commas",
+    ),
+    messages=maths.gsm8k_messages,
+)  # fmt: skip
+
+_ALL = [
+    MATH500,
+    GSM8K,
+    _math(
+        "amc", "AMC", "AI-MO/aimo-validation-amc (amc/amc83_ttrl_test.json)", "train", 83, 8,
+        "avg@8 at temperature 0.8 with the grader of TTRL, which is PRM800K's",
+        "training prompt; golds such as 142.0 equal 142; 14 of the 83 questions are in DAPO-14k: see overlap",
+    ),
+    _math(
+        "aime24", "AIME 2024", "HuggingFaceH4/aime_2024 (aime/aime24_evalchemy.jsonl)", "train", 30, 32,
+        "in the third version only; the number of draws is not known",
+        "32 draws: with 30 questions the interval is wide at any k",
+    ),
+    _math(
+        "aime25", "AIME 2025", "math-ai/aime25 (aime/aime25_evalchemy.jsonl)", "test", 30, 32,
+        "not used", "32 draws: with 30 questions the interval is wide at any k",
+    ),
+    _few_shot(MATH500),
+    _few_shot(GSM8K),
+]  # fmt: skip
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+
+
+def find(name: str) -> Benchmark:
+    """The benchmark of that name; ValueError with the names there are."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}; valid are {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+def table() -> pd.DataFrame:
+    """The protocol of every benchmark, one row each, in words."""
+    rows = []
+    for b in BENCHMARKS.values():
+        d = b.decoding
+        how = "greedy" if not d["temperature"] else f"temperature {d['temperature']}"
+        rows.append(
+            {
+                "benchmark": b.title, "name": b.name, "problems": b.size, "source": b.source, "split": b.split,
+                "prompt": b.prompt, "shots": b.shots,
+                "decoding": f"{how}, {d['k']} draw{'s' * (d['k'] > 1)}, {d['max_new_tokens']} tokens",
+                "metric": b.metric, "grader": b.grader, "paper": b.paper, "here": b.differs,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows).set_index("name")
+
+
+def overlap(problems: datasets.Dataset, training_rows: Iterable[str]) -> set:
+    """Ids of the problems whose text is in a training set, so that a score can also be given without them.
+
+    problems: columns id and question; training_rows: the texts of all training questions (both views). Texts are equal when
+    their letters and digits are (`audit.normalise`), also once DAPO's sentence on the form of the answer is removed.
+    Normalisation forgets signs, and this compares no answers: it rather leaves a problem out too many.
+    """
+    seen = set()
+    for text in training_rows:
+        if text:
+            seen |= {normalise(text), normalise(strip_answer_form(text))}
+    seen.discard("")
+    return {problem["id"] for problem in problems if normalise(problem["question"]) in seen}
