@@ -38,6 +38,7 @@ def main(argv=None) -> int:
     p.add_argument("--config", required=True, help="YAML with the run's settings")
     p.add_argument("--out", default="", help="run folder (default: outputs/runs/<run name>)")
     p.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the command")
+    p.add_argument("--machines", type=int, default=1, help="write the run's files and print each machine's command")
 
     p = verbs.add_parser("evaluate", help="score base, best and final checkpoint of a run", allow_abbrev=False)
     p.add_argument("run", help="run folder")
@@ -138,15 +139,18 @@ def _execute(plan, args, signal, pipeline) -> int:
 
 
 def train(args) -> int:
-    import shlex
-
     from corelib import evaluate, launch, runs
 
     config = load_config(path=args.config)
     folder = Path(args.out).absolute() if args.out else runs.run_folder(config)
-    if args.dry_run:
-        print(config.to_yaml())
-        print("# " + shlex.join(launch.train_command(folder / "config.yaml", folder)))
+    if args.dry_run or args.machines > 1:
+        files = launch.prepare(config, args.machines)
+        for name, text in files.items():
+            comment = f"# {folder / name}:\n{text}".replace("\n", "\n# ")  # the output is a config file again
+            print(text if name == "config.yaml" else comment)
+            if not args.dry_run:
+                runs.write_text(folder / name, text)
+        print("\n".join(f"# {line}" for line in launch.train_lines(config, folder, args.machines)))
         return 0
     launch.train(config, folder)
     if config.test_problems and runs.read_json(folder / "result.json") is None:

@@ -1,15 +1,16 @@
 """Child processes and notebooks: run a command so that nothing outlives its parent, and run notebooks in a queue.
 
-A training never runs inside a notebook's kernel. The kernel starts a supervisor, the supervisor starts the training:
-whether the cell is interrupted, papermill is terminated or the kernel is killed with -9, the whole group ends, after
-the training had time to save (`stop_seconds`). (PR_SET_PDEATHSIG on the training alone leaves its own children behind.)
+A training never runs inside a notebook's kernel. The kernel starts a supervisor, the supervisor starts the training (in
+one process or, through `corelib.processes`, in several): whether the cell is interrupted, papermill is terminated or the
+kernel is killed with -9, all of it ends, after it had time to save (`stop_seconds`). PR_SET_PDEATHSIG on the training
+alone would leave its own children behind.
 """
 
 from __future__ import annotations
 
 import ast
-import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from corelib import runs
+from corelib import processes, runs
 from corelib.config import ROOT, RunConfig, load_config, unknown
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -34,7 +35,7 @@ def child_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    threads = {"OMP_WAIT_POLICY": "PASSIVE"} | ({} if _gpus() else {"OMP_NUM_THREADS": "1"})
+    threads = {"OMP_WAIT_POLICY": "PASSIVE"} | ({} if processes.visible_gpus() else {"OMP_NUM_THREADS": "1"})
     inherited = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # a notebook's kernel chooses inline figures
     return {**inherited, **quiet, **{k: os.environ.get(k, v) for k, v in threads.items()}}
 
@@ -91,7 +92,7 @@ def _start(command: list[str], sink, grace: float = GRACE) -> subprocess.Popen:
     """Start a command under a supervisor in a session of its own."""
     supervised = [sys.executable, "-m", "corelib.launch", str(grace), *command]
     return subprocess.Popen(
-        supervised, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, env=child_environment(), start_new_session=True, preexec_fn=_die_with_parent
+        supervised, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT, env=child_environment(), start_new_session=True, preexec_fn=processes.die_with_parent
     )  # fmt: skip
 
 
@@ -106,48 +107,62 @@ def stop(child: subprocess.Popen, grace: float = GRACE) -> None:
             child.wait()
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def supervise(command: Sequence[str], grace: float = GRACE) -> int:
-    """Run a command in this process's group; on SIGTERM (or the parent's death) stop the group, `grace` later kill it."""
+    """Run a command in a group of its own and return its exit code; no member of the group outlives this call.
+
+    On SIGTERM, SIGINT or the parent's death the group gets SIGTERM, and SIGKILL `grace` seconds later.
+    """
     told = []
     parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
     signal.signal(signal.SIGINT, lambda *_: told.append(1))
-    child = subprocess.Popen(list(command))
+    child = subprocess.Popen(list(command), process_group=0, preexec_fn=processes.die_with_parent)
     # Waiting inside the handler would deadlock on the lock of the outer wait: poll.
     while child.poll() is None and not told and os.getppid() == parent:
         time.sleep(0.1)
     if child.poll() is None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.killpg(0, signal.SIGTERM)
+        os.killpg(child.pid, signal.SIGTERM)
         deadline = time.time() + grace
         while child.poll() is None and time.time() < deadline:
             time.sleep(0.1)
-        os.killpg(0, signal.SIGKILL)
+    try:
+        os.killpg(child.pid, signal.SIGKILL)  # a command that ended may have left children of its own
+    except ProcessLookupError:
+        pass
+    child.wait()
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _gpus() -> int:
-    """Visible GPUs, without touching CUDA: a notebook's kernel must not hold GPU memory."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+def train_command(config: RunConfig, folder: str | Path) -> list[str]:
+    """The command that trains or resumes the run in `folder`, once the files of `prepare` are there."""
+    several = ["corelib.processes", "--config_file", str(Path(folder) / processes.FILE), "-m"]
+    return [sys.executable, "-m", *(several if processes.count(config) > 1 else []), *_module(folder)]
 
 
-def train_command(config_path: str | Path, folder: str | Path, gpus: int | None = None) -> list[str]:
-    """The command that trains one run; paste it into a terminal and it does the same. Several GPUs: accelerate."""
-    gpus = _gpus() if gpus is None else gpus
-    launcher = (
-        [sys.executable, "-m"]
-        if gpus <= 1
-        else [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(gpus), "--multi_gpu", "-m"]
-    )
-    return [*launcher, "corelib.train", "--config", str(config_path), "--out", str(folder)]
+def train_lines(config: RunConfig, folder: str | Path, machines: int = 1) -> list[str]:
+    """The same as shell lines, one for each machine."""
+    if machines == 1:
+        return [shlex.join(train_command(config, folder))]
+    total = processes.count(config) * machines
+    return processes.machine_commands(_module(folder), Path(folder) / processes.FILE, machines, total)
+
+
+def _module(folder: str | Path) -> list[str]:
+    return ["corelib.train", "--config", str(Path(folder) / "config.yaml"), "--out", str(folder)]
+
+
+def prepare(config: RunConfig, machines: int = 1) -> dict[str, str]:
+    """What a training reads from its folder before it starts, as {file name: text}: settings and, for several processes,
+    accelerate's configuration. Raises ValueError for more GPUs than there are.
+    """
+    import yaml
+
+    files = {"config.yaml": config.to_yaml()}
+    total = processes.count(config) * machines
+    if total > 1:
+        settings = processes.accelerate_config(config, total, machines)
+        files[processes.FILE] = yaml.safe_dump(settings, sort_keys=False)
+    return files
 
 
 def train(config: RunConfig, folder: Path | None = None, echo: Callable = print, poll: Callable | None = None) -> Path:
@@ -157,9 +172,10 @@ def train(config: RunConfig, folder: Path | None = None, echo: Callable = print,
     if runs.read_status(folder).get("state") == "done":
         echo(f"{folder.name} is done; delete the folder to train again")
         return folder
-    runs.write_text(folder / "config.yaml", config.to_yaml())
+    for name, text in prepare(config).items():
+        runs.write_text(folder / name, text)
     run_logged(
-        train_command(folder / "config.yaml", folder),
+        train_command(config, folder),
         folder / "train.log",
         echo=echo,
         poll=poll,

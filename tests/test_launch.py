@@ -105,18 +105,6 @@ def test_default_parameters_do_not_override_a_config_file(tmp_path):
     assert (config.method, config.seed) == ("co_rewarding_ii", 5)
 
 
-def test_several_gpus_go_through_accelerate():
-    one, four = launch.train_command("c.yaml", "out", gpus=1), launch.train_command("c.yaml", "out", gpus=4)
-    assert "accelerate.commands.launch" not in one
-    assert four[four.index("--num_processes") + 1] == "4" and four[-5:] == [
-        "corelib.train",
-        "--config",
-        "c.yaml",
-        "--out",
-        "out",
-    ]
-
-
 def test_strings_reach_papermill_as_strings(tmp_path):
     line = launch.papermill_command("03_grpo_training", tmp_path / "o.ipynb", {"method": "no", "seed": 3})
     assert line[line.index("method") - 1] == "-r" and line[line.index("seed") - 1] == "-p"
