@@ -10,7 +10,10 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from corelib import sharding
 
 FILE = "teacher.safetensors"
 TEXT_END = 1e-4  # the paper's text: teacher weight 0.99 -> 0.9999
@@ -43,15 +46,28 @@ def policy_weight(
 
 
 class Teacher:
-    """The teacher's weights. `model` is a full fp32 copy of the base model that this object owns and never trains."""
+    """The teacher's weights: a full fp32 copy of the base model that this object owns and never trains.
 
-    def __init__(self, model):
-        self.model = model.float().eval().requires_grad_(False)
+    With `adapter` it is instead the LoRA adapter of that name in the policy's own model, beside the policy's `default`:
+    it starts as its copy, and A and B are averaged apart. (The average of two products B A is not the product of the
+    averages; tests/test_engine.py measures the difference.)
+    """
+
+    def __init__(self, model, adapter: str = ""):
+        self.model, self.adapter = model, adapter
+        if adapter:
+            model.set_adapter("default")  # the policy stays the one that is trained
+            for own, policy in zip(self._parameters(), _local_parameters(model, "default"), strict=True):
+                own.copy_(policy)
+        else:
+            if any(p.dtype != torch.float32 for p in model.parameters()):  # `.float()` would fail on FSDP2's shards
+                model.float()
+            model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, policy, weight: float) -> None:
         """teacher <- (1 - weight) teacher + weight policy, each distinct parameter once (tied weights are one)."""
-        mine, theirs = self._parameters(), _local_parameters(policy)
+        mine, theirs = self._parameters(), _local_parameters(policy, self.adapter and "default")
         if all(m.dtype == p.dtype for m, p in zip(mine, theirs, strict=True)):
             torch._foreach_lerp_(mine, theirs, weight)  # fused: every number is read once and written once
             return
@@ -61,36 +77,60 @@ class Teacher:
     @torch.no_grad()
     def distance(self, policy) -> float:
         """Euclidean distance between teacher and policy, over the norm of the teacher: 0 at the start."""
-        mine, theirs = self._parameters(), _local_parameters(policy)
-        gap = torch.stack([torch.linalg.vector_norm(p.to(m.dtype) - m) for m, p in _pieces(mine, theirs)])
-        return (gap.norm() / torch.stack(torch._foreach_norm(mine)).norm()).item()
+        mine, theirs = self._parameters(), _local_parameters(policy, self.adapter and "default")
+        gap = torch.stack([torch.linalg.vector_norm(p.to(m.dtype) - m) for m, p in _pieces(mine, theirs)]).norm()
+        own = torch.stack(torch._foreach_norm(mine)).norm()
+        gap, own = sharding.total(torch.stack([gap, own]).square(), self.model).sqrt()
+        return (gap / own).item()
 
-    def save(self, folder: str | Path) -> None:
-        """Write the fp32 weights as safetensors, each tied weight once."""
-        names = {id(p): n for n, p in reversed(list(self.model.named_parameters()))}
-        save_file({names[id(p)]: p.detach().contiguous() for p in self.model.parameters()}, Path(folder) / FILE)
+    def save(self, folder: str | Path, write: bool = True) -> None:
+        """Write the fp32 weights as safetensors, each tied weight once.
+
+        Every rank calls it, one with `write`: shards are gathered one parameter at a time, into that rank's host memory.
+        """
+        sharding.reshard(self.model)
+        whole = {}
+        for name, parameter in self._named().items():
+            tensor = sharding.whole(parameter) if write or sharding.is_sharded(parameter) else None
+            if write:
+                whole[name] = tensor
+        if write:
+            save_file(whole, Path(folder) / FILE)
 
     def load(self, folder: str | Path) -> None:
-        """Read what `save` wrote. Raises FileNotFoundError, saying what to do, when the checkpoint has no teacher."""
+        """Read what `save` wrote, each rank what it holds. The number of ranks may be another than at `save`.
+
+        Raises FileNotFoundError, saying what to do, when the checkpoint has no teacher.
+        """
         path = Path(folder) / FILE
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: this checkpoint has no teacher and cannot resume this method; delete the checkpoint to use the one before"
             )
-        saved, own = load_file(path), dict(self.model.named_parameters())
-        if saved.keys() != own.keys():
-            raise ValueError(f"{path} does not fit this model: {sorted(saved.keys() ^ own.keys())[:3]} differ")
-        with torch.no_grad():
+        sharding.reshard(self.model)
+        own = self._named()
+        with safe_open(path, "pt") as saved, torch.no_grad():
+            if set(saved.keys()) != own.keys():
+                raise ValueError(f"{path} does not fit this model: {sorted(set(saved.keys()) ^ own.keys())[:3]} differ")
             for name, parameter in own.items():
-                parameter.copy_(saved[name])
+                sharding.fill(parameter, saved.get_tensor(name))
 
     def _parameters(self) -> list[torch.Tensor]:
-        return _local_parameters(self.model)
+        return _local_parameters(self.model, self.adapter)
+
+    def _named(self) -> dict[str, torch.nn.Parameter]:
+        return _named_parameters(self.model, self.adapter)
 
 
-def _local_parameters(model) -> list[torch.Tensor]:
-    """Distinct parameters; for FSDP2's DTensors this rank's shard, so that no update gathers the model."""
-    return [getattr(p, "_local_tensor", p).detach() for p in model.parameters()]
+def _named_parameters(model, adapter: str = "") -> dict[str, torch.nn.Parameter]:
+    """Distinct parameters by name: all of them, or those of one LoRA adapter."""
+    return {name: p for name, p in model.named_parameters() if not adapter or f".{adapter}." in name}
+
+
+def _local_parameters(model, adapter: str = "") -> list[torch.Tensor]:
+    """The same as tensors; for FSDP2's DTensors this rank's shard, so that no update gathers the model."""
+    sharding.reshard(model)
+    return [sharding.local(p) for p in _named_parameters(model, adapter).values()]
 
 
 def _pieces(mine, theirs):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from corelib import evaluate, runs
-from corelib.config import TEACHER, RunConfig, load_config
+from corelib.config import RunConfig, load_config
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # worth a factor of 4 on tiny models and shared cores
@@ -76,6 +76,8 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1,
     """
     from trl import GRPOConfig
 
+    from corelib import engine
+
     rollouts = config.prompts * config.rollouts
     micro = min(config.micro_batch, rollouts // processes)
     if rollouts % (micro * processes):
@@ -84,16 +86,6 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1,
         )
     accumulation = rollouts // (micro * processes)
     warmup = int(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
-    vllm = (
-        {
-            "use_vllm": True,
-            "vllm_mode": "colocate",
-            "vllm_importance_sampling_correction": False,
-            "generation_kwargs": {"stop_token_ids": list(stop_ids)},
-        }
-        if config.engine == "vllm"
-        else {}
-    )
     return GRPOConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -123,7 +115,12 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1,
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
         gradient_checkpointing=config.gradient_checkpointing,
-        model_init_kwargs={"dtype": "float32", "trust_remote_code": False},  # fp32 master weights, bf16 autocast
+        # fp32 master weights under bf16 autocast; with LoRA the base model is frozen and its adapters alone are fp32
+        model_init_kwargs={
+            "dtype": "bfloat16" if config.lora_rank and config.bf16 else "float32",
+            "trust_remote_code": False,
+            "use_safetensors": True,
+        },
         disable_dropout=True,
         seed=config.seed,
         data_seed=config.seed,
@@ -140,7 +137,7 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1,
         dataloader_num_workers=0,
         remove_unused_columns=False,
         **({} if _cuda() else {"use_cpu": True} | ({"ddp_backend": "gloo"} if processes > 1 else {})),
-        **vllm,
+        **engine.trl_arguments(config, stop_ids),
     )
 
 
@@ -168,6 +165,7 @@ def train(config: RunConfig, folder: Path) -> dict:
     from transformers.utils import logging
 
     from corelib.callbacks import Heartbeat, StopOnSignal, Validate
+    from corelib.engine import EngineGuard
     from corelib.trainer import CoRewardingTrainer
 
     deadline = time.time() + config.stop_seconds
@@ -180,11 +178,6 @@ def train(config: RunConfig, folder: Path) -> dict:
     if status.get("state") == "done":
         print(f"{folder.name} is done")
         return status
-    if config.engine == "vllm" and config.method in TEACHER:
-        # TRL would answer the teacher's prompts with the policy's weights, silently
-        raise ValueError(
-            f"{config.method} with engine=vllm: swapping the teacher into vLLM is not tested yet; set engine: transformers"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()
     started, seconds_before = time.time(), status.get("seconds", 0.0)
@@ -216,6 +209,7 @@ def train(config: RunConfig, folder: Path) -> dict:
                 validate,
                 heartbeat,
                 StopOnSignal(),
+                EngineGuard(folder),
             ],  # validation first: its row belongs to the step just logged
         )
         heartbeat.trainer = validate.trainer = trainer

@@ -3,7 +3,10 @@
 What is overridden, and why (tests/test_trainer.py asserts that these names and signatures still exist):
 
 `_get_train_sampler`     both views of a question stay in one generation batch, and the order is a function of the epoch
-`_generate`              after the policy's rollouts: teacher update, then teacher rollouts, before any log-probability
+`_generate`              teacher update and teacher rollouts beside the policy's, before any log-probability
+`_generate_single_turn`  transformers: rollouts in batches that fit a GPU, not all of a step's at once
+`_get_per_token_logps_and_entropies`, `_compute_loss`
+                         vLLM: the difference between its log-probabilities and the trainer's, at no extra forward pass
 `_save_checkpoint`       adds the teacher, then declares the checkpoint whole
 `_load_from_checkpoint`  restores the teacher
 
@@ -15,15 +18,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from peft import LoraConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path
 
-from corelib import confidence, grader, runs
+from corelib import confidence, engine, grader, runs
 from corelib.answers import cluster, equivalent, extract, extract_released, vote
 from corelib.config import CONFIDENCE, TEACHER, RunConfig
 from corelib.rewards import METHODS, Group
@@ -65,8 +69,12 @@ class CoRewardingTrainer(GRPOTrainer):
 
     def __init__(self, config: RunConfig, model: str, args, train_dataset, processing_class, callbacks=()):
         self.config = config
+        lora = LoraConfig(
+            r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        ) if config.lora_rank else None  # fmt: skip
         super().__init__(
             model=model,
+            peft_config=lora,
             reward_funcs=[self.judge],
             args=args,
             train_dataset=train_dataset,
@@ -75,19 +83,32 @@ class CoRewardingTrainer(GRPOTrainer):
         )
         if self.args.steps_per_generation != self.args.gradient_accumulation_steps or self.num_iterations != 1:
             raise ValueError("one generation batch must be one optimizer step: the teacher's schedule counts steps")
-        self.teacher = None
+        self.teacher = self.teacher_server = None
         if config.method in TEACHER:
-            # With a KL term TRL has already loaded the base model as its reference: the same weights are the teacher,
-            # so that the KL is taken against the moving teacher as in the released code.
-            weights = (
-                self.ref_model
-                if self.ref_model is not None
-                else create_model_from_path(model, **dict(args.model_init_kwargs or {}))
-            )
-            self.teacher = Teacher(weights.to(self.accelerator.device))
+            self.teacher = self._make_teacher(model)
+            if config.engine == "vllm_server" and len(urls := engine.servers(config)) > 1:
+                self.teacher_server = engine.TeacherServer(self, self.teacher.model, urls[1])
         if config.method == "self_certainty":
-            confidence.with_mean_logits(self.model, self.temperature)
-        self._rollout = self._teacher_texts = None
+            policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
+            confidence.with_mean_logits(policy, self.temperature)
+        self._rollout = self._teacher_texts = self._logps = None
+        self._difference = engine.Difference()
+
+    def _make_teacher(self, model: str) -> Teacher:
+        """The base model as the first teacher, under the name by which TRL takes its KL reference.
+
+        So the KL of II and III is against the moving teacher, as in the released code. A full model: TRL's reference,
+        which it loads where there is a KL term. LoRA: a second adapter, a copy of the policy's first one.
+        """
+        if is_peft_model(self.model):
+            self.model.add_adapter(engine.TEACHER_ADAPTER, self.model.peft_config["default"])
+            # With a second adapter in a subfolder, Trainer (transformers 5.17) would load only that one on resume
+            self.model.save_pretrained = partial(self.model.save_pretrained, selected_adapters=["default"])
+            return Teacher(self.model, adapter=engine.TEACHER_ADAPTER)
+        weights = self.ref_model
+        if weights is None:
+            weights = create_model_from_path(model, **dict(self.args.model_init_kwargs or {}))
+        return Teacher(weights.to(self.accelerator.device))
 
     def _get_train_sampler(self, dataset=None):
         """Replaces GRPOTrainer._get_train_sampler: keep pairs together, make the order a function of the epoch."""
@@ -102,35 +123,63 @@ class CoRewardingTrainer(GRPOTrainer):
         )
 
     def _generate(self, prompts):
-        """Extends GRPOTrainer._generate: policy rollouts, then EMA update, then teacher rollouts (released order).
+        """Extends GRPOTrainer._generate: EMA update, policy rollouts, teacher rollouts.
 
         At step k the teacher first takes in the policy of step k, before that policy is updated, and then answers the
         same prompts with the same sampling parameters. TRL computes the reference log-probabilities after this method,
-        so the KL is against the teacher just updated.
+        so the KL is against the teacher just updated. (Released order: rollouts, update, teacher's rollouts. The
+        policy's rollouts do not depend on the teacher, so updating first changes nothing.)
         """
+        teaches = self.teacher is not None and self.model.training
+        if teaches and self.config.method != "frozen_teacher":
+            c = self.config
+            weight = policy_weight(
+                self.state.global_step, self.state.max_steps, c.teacher_start, c.teacher_end, c.teacher_schedule
+            )
+            self.teacher.update(self.accelerator.unwrap_model(self.model), weight)
+        if teaches and self.teacher_server is not None:
+            self.teacher_server.start(self._tokenize_prompts(prompts)[0], self.num_generations)
         rollout = super()._generate(prompts)
         prompt_ids, completion_ids = rollout[0], rollout[1]
         self._rollout = (prompt_ids, completion_ids)
-        if self.teacher is not None and self.model.training:
-            if self.config.method != "frozen_teacher":
-                c = self.config
-                weight = policy_weight(
-                    self.state.global_step, self.state.max_steps, c.teacher_start, c.teacher_end, c.teacher_schedule
-                )
-                self.teacher.update(self.accelerator.unwrap_model(self.model), weight)
-            with self._generating_with(self.teacher.model):
-                teacher_ids, _ = self._generate_single_turn(prompt_ids, None, {}, self.num_generations)
+        if teaches:
+            if self.teacher_server is not None:
+                teacher_ids = self.teacher_server.finish(len(prompt_ids))
+            else:
+                with engine.weights_of(self, self.teacher.model):
+                    teacher_ids, _ = self._generate_single_turn(prompt_ids, None, {}, self.num_generations)
             self._teacher_texts = self.processing_class.batch_decode(teacher_ids, skip_special_tokens=True)
         return rollout
 
-    @contextmanager
-    def _generating_with(self, model):
-        """Let TRL's generation use another model's weights, and put the policy back whatever happens."""
-        policy, self.model_wrapped = self.model_wrapped, model
-        try:
-            yield
-        finally:
-            self.model_wrapped = policy
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        """Extends GRPOTrainer._generate_single_turn: transformers would hold the cache of all rollouts of a step at once."""
+        rest = (images, multimodal_fields, num_generations, has_tool_images)
+        rows = max(1, engine.BATCH_TOKENS // (self.config.max_prompt_tokens + self.max_completion_length))
+        if self.use_vllm or len(prompt_ids) <= rows:
+            return super()._generate_single_turn(prompt_ids, *rest)
+        completion_ids = []
+        for start in range(0, len(prompt_ids), rows):
+            completion_ids += super()._generate_single_turn(prompt_ids[start : start + rows], *rest)[0]
+        return completion_ids, None
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        """Extends GRPOTrainer._get_per_token_logps_and_entropies: keeps the newest log-probabilities for `_compute_loss`."""
+        out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logps = out[0].detach()
+        return out
+
+    def _compute_loss(self, model, inputs):
+        """Extends GRPOTrainer._compute_loss: after every swap of weights the engine must be the policy again.
+
+        The rollouts' own log-probabilities (vLLM's) are compared with those of the loss's forward pass.
+        """
+        loss = super()._compute_loss(model, inputs)
+        if inputs.get("sampling_per_token_logps") is not None:
+            self._difference.add(self._logps, inputs["sampling_per_token_logps"], inputs["completion_mask"])
+            if self.accelerator.sync_gradients:  # the last micro-batch of the step
+                for name, value in self._difference.flush(self.accelerator).items():
+                    self._metrics["train"][name].append(value)
+        return loss
 
     def judge(self, prompts, completions, completion_ids, pair_id, view, answer, log_extra, log_metric, **_):
         """TRL reward function: this rank's rows in, their rewards out; the vote is over whole groups on all ranks."""
