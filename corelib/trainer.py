@@ -7,6 +7,7 @@ What is overridden, and why (tests/test_trainer.py asserts that these names and 
 `_generate_single_turn`  transformers: rollouts in batches that fit a GPU, not all of a step's at once
 `_get_per_token_logps_and_entropies`, `_compute_loss`
                          vLLM: the difference between its log-probabilities and the trainer's, at no extra forward pass
+`create_accelerator_and_postprocess`  FSDP2: precision of what is reduced and returned
 `_save_checkpoint`       adds the teacher, then declares the checkpoint whole
 `_load_from_checkpoint`  restores the teacher
 
@@ -17,6 +18,7 @@ over all ranks, and asks `corelib.rewards.METHODS`.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ from peft import LoraConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, create_model_from_path
 
-from corelib import confidence, engine, grader, runs
+from corelib import confidence, engine, grader, saving, sharding
 from corelib.answers import cluster, equivalent, extract, extract_released, vote
 from corelib.config import CONFIDENCE, TEACHER, RunConfig
 from corelib.rewards import METHODS, Group
@@ -72,15 +74,16 @@ class CoRewardingTrainer(GRPOTrainer):
         lora = LoraConfig(
             r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         ) if config.lora_rank else None  # fmt: skip
-        super().__init__(
-            model=model,
-            peft_config=lora,
-            reward_funcs=[self.judge],
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
-            callbacks=list(callbacks),
-        )
+        with sharding.layered_references():
+            super().__init__(
+                model=model,
+                peft_config=lora,
+                reward_funcs=[self.judge],
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                callbacks=list(callbacks),
+            )
         if self.args.steps_per_generation != self.args.gradient_accumulation_steps or self.num_iterations != 1:
             raise ValueError("one generation batch must be one optimizer step: the teacher's schedule counts steps")
         self.teacher = self.teacher_server = None
@@ -108,7 +111,14 @@ class CoRewardingTrainer(GRPOTrainer):
         weights = self.ref_model
         if weights is None:
             weights = create_model_from_path(model, **dict(self.args.model_init_kwargs or {}))
-        return Teacher(weights.to(self.accelerator.device))
+            if self.is_fsdp_enabled:
+                weights = sharding.prepare_reference(weights, self.accelerator)
+        return Teacher(weights if self.is_fsdp_enabled else weights.to(self.accelerator.device))
+
+    def create_accelerator_and_postprocess(self):
+        """Extends Trainer.create_accelerator_and_postprocess: FSDP2 reduces in fp32 and keeps log-probabilities in fp32."""
+        super().create_accelerator_and_postprocess()
+        sharding.mixed_precision(self.accelerator)
 
     def _get_train_sampler(self, dataset=None):
         """Replaces GRPOTrainer._get_train_sampler: keep pairs together, make the order a function of the epoch."""
@@ -155,11 +165,13 @@ class CoRewardingTrainer(GRPOTrainer):
         """Extends GRPOTrainer._generate_single_turn: transformers would hold the cache of all rollouts of a step at once."""
         rest = (images, multimodal_fields, num_generations, has_tool_images)
         rows = max(1, engine.BATCH_TOKENS // (self.config.max_prompt_tokens + self.max_completion_length))
-        if self.use_vllm or len(prompt_ids) <= rows:
+        if self.use_vllm:
+            sharding.reshard(self.vllm_generation.model)  # TRL pushes shards
             return super()._generate_single_turn(prompt_ids, *rest)
         completion_ids = []
-        for start in range(0, len(prompt_ids), rows):
-            completion_ids += super()._generate_single_turn(prompt_ids[start : start + rows], *rest)[0]
+        with sharding.gathered(self.model_wrapped):
+            for start in range(0, len(prompt_ids), rows):
+                completion_ids += super()._generate_single_turn(prompt_ids[start : start + rows], *rest)[0]
         return completion_ids, None
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
@@ -194,7 +206,7 @@ class CoRewardingTrainer(GRPOTrainer):
                 row["teacher"] = parse(text) or None
         if self.config.method in CONFIDENCE:
             model = self.accelerator.unwrap_model(self.model)
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), sharding.gathered(model):
                 entropies, certainties = confidence.sequence_confidence(
                     model,
                     *self._rollout,
@@ -217,6 +229,9 @@ class CoRewardingTrainer(GRPOTrainer):
             else None
         ]
         rewards, labels, metrics = broadcast_object_list(judged)[0]
+        for reward in rewards:  # TRL turns an advantage that is not a number into 0 and trains on
+            if not math.isfinite(reward):
+                raise saving.not_a_number("reward", reward, self.state.global_step + 1, self.args.output_dir)
         if self.teacher is not None:
             metrics["teacher/distance"] = self.teacher.distance(self.accelerator.unwrap_model(self.model))
         for name, value in metrics.items():
@@ -233,14 +248,15 @@ class CoRewardingTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model, trial):
         """Extends GRPOTrainer._save_checkpoint: the teacher belongs to the state; the mark comes last."""
-        super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.teacher is not None and self.args.should_save:
-            self.teacher.save(folder)
-        self.accelerator.wait_for_everyone()
+        with saving.writing(folder, self.args.should_save):
+            self.accelerator.wait_for_everyone()  # what an earlier call left there is gone
+            super()._save_checkpoint(model, trial)
+            if self.teacher is not None:
+                self.teacher.save(folder, write=self.args.should_save)
+            self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            runs.mark_complete(folder)
-            runs.rotate_checkpoints(folder.parent)
+            saving.rotate_checkpoints(folder.parent)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """Extends Trainer._load_from_checkpoint: without its teacher, II would restart from the base model (released bug)."""
