@@ -9,11 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from accelerate.utils import gather_object
+sys.path.pop(0)  # this folder, whose vllm/ TRL would take for the package vllm
 
-from corelib import train
-from corelib.config import load_config
-from corelib.trainer import CoRewardingTrainer
+from accelerate.utils import gather_object  # noqa: E402
+
+from corelib import train  # noqa: E402
+from corelib.config import load_config  # noqa: E402
+from corelib.trainer import CoRewardingTrainer  # noqa: E402
 
 
 class FakeRollouts(CoRewardingTrainer):
