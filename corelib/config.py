@@ -10,12 +10,14 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LAB_BASE = ROOT / "outputs" / "reference" / "lab_base"
+SMOLLM2 = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corewarding" / "smollm2"
 
 METHOD_NAMES = (
     "gt",
@@ -234,7 +236,7 @@ class RunConfig:
     @property
     def base_model(self) -> str:
         """Folder or Hub id that holds the base model's weights."""
-        return str(LAB_BASE) if self.model == "lab" else self.model
+        return str({"lab": LAB_BASE, "smollm2": SMOLLM2}.get(self.model, self.model))
 
     @property
     def hash6(self) -> str:

@@ -76,6 +76,48 @@ def weights_of(trainer, model):
 TEACHER_ADAPTER = "ref"  # the name under which TRL looks for the KL reference of a LoRA policy
 
 
+def policy_texts(trainer, prompts: Sequence, k: int, temperature: float) -> list[list[str]]:
+    """`k` completions of each prompt by the policy, from the engine that makes its rollouts; temperature 0 is greedy.
+
+    Every rank must call it, each with its own share of the prompts: shares are filled up to the same length, because
+    engines gather over ranks. The weights are synchronised only when they changed, and the next rollout keeps them.
+    Leaves torch's random state as it was; vLLM draws from its own.
+    """
+    import torch
+
+    rows = max(gather_object([len(prompts)]))
+    filled = [*prompts, *[prompts[0] if prompts else [{"role": "user", "content": ""}]] * (rows - len(prompts))]
+    ids = [i for i in trainer._tokenize_prompts(filled)[0] for _ in range(k)]
+    device = trainer.accelerator.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _decoding(trainer, temperature):
+        completion_ids, _ = trainer._generate_single_turn(ids, None, {}, k)
+    texts = trainer.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+    return [texts[i * k : (i + 1) * k] for i in range(len(prompts))]
+
+
+@contextmanager
+def _decoding(trainer, temperature: float):
+    """The engine's sampling settings for validation, and the training's again afterwards."""
+    if trainer.use_vllm:
+        engine = trainer.vllm_generation
+        before = engine.temperature, engine.top_p, engine.top_k
+        engine.temperature, engine.top_p, engine.top_k = temperature, 1.0, 0
+        try:
+            yield
+        finally:
+            engine.temperature, engine.top_p, engine.top_k = before
+        return
+    before = trainer.generation_config, trainer.generation_kwargs
+    sampling = {"do_sample": bool(temperature), "temperature": temperature or 1.0, "top_p": 1.0, "top_k": 0}
+    trainer.generation_config = copy.deepcopy(trainer.generation_config)
+    trainer.generation_config.update(**sampling)
+    trainer.generation_kwargs = trainer.generation_kwargs | sampling
+    try:
+        yield
+    finally:
+        trainer.generation_config, trainer.generation_kwargs = before
+
+
 class TeacherServer:
     """The teacher on a vLLM server of its own: its rollouts of a step run beside the policy's.
 

@@ -79,6 +79,23 @@ def test_batches_that_fit_leave_the_rollouts_whole_and_in_order(tiny, tmp_path, 
     assert trainer._generate_single_turn(prompts, None, {}, 1)[0] == [[i, 9] for i in range(10)] and sizes == [4, 4, 2]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_validation_by_the_engine_is_the_samplers(temperature, tiny, tmp_path):
+    """Greedy: the completions of `evaluate.sample`. Sampled: other draws, and the training's settings come back."""
+    from corelib import evaluate
+
+    trainer = make(tiny("gt"), tmp_path)
+    prompts = [row["prompt"] for row in trainer.train_dataset.select(range(5))]
+    before, kwargs, state = trainer.generation_config, dict(trainer.generation_kwargs), torch.get_rng_state()
+    texts = engine.policy_texts(trainer, prompts, 2, temperature)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert trainer.generation_config is before and trainer.generation_kwargs == kwargs
+    assert [len(row) for row in texts] == [2] * 5
+    greedy = evaluate.sample(trainer.model, trainer.processing_class, prompts, 2, 0.0, 24, seed=0)
+    assert (texts == greedy) == (temperature == 0.0)
+    assert engine.policy_texts(trainer, [], 2, temperature) == []
+
+
 # --- engine against trainer ------------------------------------------------------------------------------------------
 
 
