@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from corelib import evaluate, runs
+from corelib import evaluate, runs, saving
 from corelib.config import RunConfig
 
 RENAME = {
@@ -33,24 +35,36 @@ DROP = (
 )
 
 
+RECENT = 50  # steps whose mean predicts the rest: five validations of the paper's every tenth step
+
+
 class Heartbeat(TrainerCallback):
-    """Writes metrics.jsonl and status.json; stops a run whose loss or reward is no longer a number."""
+    """Writes metrics.jsonl, status.json and the progress line.
+
+    `before` is the status that an earlier call of the same run left: its seconds a step predict the time left until
+    this call has made a few steps of its own.
+    """
 
     def __init__(
-        self, folder: Path, steps: int, completions_every: int, seconds_before: float = 0.0, say: Callable = print
+        self,
+        folder: Path,
+        steps: int,
+        completions_every: int,
+        before: dict | None = None,
+        say: Callable = print,
+        clock: Callable = time.time,
     ):
-        self.say, self.folder, self.steps, self.every, self.seconds_before = (
-            say,
-            folder,
-            steps,
-            completions_every,
-            seconds_before,
-        )
-        self.started, self.first_step, self.last_write, self.trainer = time.time(), None, 0.0, None
+        self.folder, self.steps, self.every, self.say, self.clock = folder, steps, completions_every, say, clock
+        before = before or {}
+        self.seconds_before = before.get("seconds", 0.0)
+        self.longest = before.get("longest_step", 0.0)  # seconds from step to step, validation and saving included
+        self.expected = before.get("step_seconds", 0.0)
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.started, self.previous, self.last_write, self.trainer = clock(), None, 0.0, None
 
     def on_step_begin(self, args, state, control, **_):
-        if self.first_step is None:
-            self.first_step, self.started = state.global_step, time.time()
+        if self.previous is None:
+            self.started = self.previous = self.clock()
         # TRL writes one parquet a log; storing every rollout of a tiny run would cost more than the run
         step = state.global_step + 1
         self.trainer.log_completions = step == 1 or step % self.every == 0 or step == self.steps
@@ -66,24 +80,70 @@ class Heartbeat(TrainerCallback):
         row |= {RENAME[k]: logs[k] for k in RENAME if k in logs}
         for name in ("loss", "reward", "grad_norm"):
             if row.get(name) is None or not math.isfinite(row[name]):
-                good = runs.last_checkpoint(self.folder, say=lambda _: None)
-                raise FloatingPointError(
-                    f"{name} is {row.get(name)} at step {state.global_step}; the last good checkpoint is {good or 'none'}"
-                )
+                raise saving.not_a_number(name, row.get(name), state.global_step, self.folder)
         runs.append_metrics(self.folder, {"step": state.global_step} | row)
-        now = time.time()
+        now = self.clock()
+        self.recent.append(now - self.previous)
+        self.previous, self.longest = now, max(self.longest, self.recent[-1])
         if now - self.last_write > 1 or state.global_step == self.steps:
             self.last_write = now
-            done = max(state.global_step - self.first_step, 1)
-            left = (now - self.started) / done * (self.steps - state.global_step)
-            seconds = self.seconds_before + now - self.started
+            left = self.step_seconds() * (self.steps - state.global_step)
             runs.write_status(
-                self.folder, "running", step=state.global_step, steps=self.steps, eta=left, seconds=seconds
+                self.folder,
+                "running",
+                step=state.global_step,
+                steps=self.steps,
+                eta=left,
+                seconds=self.seconds_before + now - self.started,
+                step_seconds=self.step_seconds(),
+                longest_step=self.longest,
+                last_step_at=now,
             )
             accuracy = row.get("gt/accuracy", float("nan"))
             self.say(
                 f"step {state.global_step}/{self.steps}  reward {row['reward']:.3f}  accuracy {accuracy:.3f}  {left:.0f} s left"
             )
+
+    def step_seconds(self) -> float:
+        """Expected seconds of one more step: the mean of the recent ones; while there are few, with the earlier call's."""
+        unseen = max(5 - len(self.recent), 0) if self.expected else 0
+        return (sum(self.recent) + unseen * self.expected) / (len(self.recent) + unseen)
+
+
+class FiniteOnly(TrainerCallback):
+    """Stops a run whose loss, gradients or weights are no longer numbers, before anything spoilt is saved.
+
+    Rewards are looked at where they are made (`CoRewardingTrainer.judge`): TRL turns an advantage that is not a number
+    into 0 and goes on. Loss and gradients are looked at before the optimizer's step, weights after it and before
+    validation and checkpoint. All ranks stop together. Costs one norm of gradients and weights a step.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.trainer = folder, None
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        # Trainer (transformers 5.17) sums the micro-batches' losses here until it logs
+        self._check(args, state, "loss", self.trainer._tr_loss)
+        self._check(args, state, "grad_norm", norm(p.grad for p in self._trained() if p.grad is not None))
+
+    def on_optimizer_step(self, args, state, control, **_):
+        self._check(args, state, "a weight", norm(p.detach() for p in self._trained()))
+
+    def _trained(self):
+        return (p for p in self.trainer.model.parameters() if p.requires_grad)
+
+    def _check(self, args, state, name: str, value) -> None:
+        bad = not math.isfinite(value)
+        if any(gather_object([bad])) if args.world_size > 1 else bad:
+            raise saving.not_a_number(
+                name, float(value) if bad else "nan on another rank", state.global_step + 1, self.folder
+            )
+
+
+def norm(tensors) -> float:
+    """Euclidean norm over tensors (of DTensors this rank's shard); nan or inf when one element is."""
+    local = [getattr(t, "_local_tensor", t) for t in tensors]
+    return torch.stack(torch._foreach_norm(local)).norm().item() if local else 0.0
 
 
 class Validate(TrainerCallback):
@@ -95,12 +155,18 @@ class Validate(TrainerCallback):
 
     def __init__(self, config: RunConfig, folder: Path, tokenizer, stop_ids):
         self.config, self.folder, self.tokenizer, self.stop_ids = config, folder, tokenizer, stop_ids
-        self.problems, self.best, self.trainer = None, -1.0, None
+        self.problems, self.best, self.trainer, self.say = None, -1.0, None, print
 
     def on_train_begin(self, args, state, control, **_):
-        stored = runs.read_json(self.folder / "best" / "validation.json") or {}
-        if stored.get("step", -1) <= state.global_step and stored:
-            self.best = stored["accuracy"]
+        best = self.folder / "best"
+        saving.mend_folder(best)
+        stored = runs.read_json(best / "validation.json")
+        # Also one of a step that is made again: its weights are there, and an equal score does not replace them
+        self.best = stored["accuracy"] if stored else -1.0
+        if stored is None and state.global_step and "gt/validation" in (seen := runs.load_metrics(self.folder)):
+            self.say(
+                f"{best} is gone (it held up to {seen['gt/validation'].max():.3f}); the next validation starts anew"
+            )
         if state.global_step == 0:
             self._validate(state)
 
@@ -128,29 +194,88 @@ class Validate(TrainerCallback):
             runs.append_metrics(self.folder, {"step": state.global_step, "gt/validation": accuracy})
         if accuracy > self.best:
             self.best = accuracy
-            self.trainer.save_model(str(self.folder / "best"))
+            best = self.folder / "best"
+            new = best.with_name("best.new")
+            with saving.writing(new, accelerator.is_main_process):
+                accelerator.wait_for_everyone()
+                self.trainer.save_model(str(new))
+                if accelerator.is_main_process:
+                    runs.write_json(new / "validation.json", {"step": state.global_step, "accuracy": accuracy})
+                accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                runs.write_json(
-                    self.folder / "best" / "validation.json", {"step": state.global_step, "accuracy": accuracy}
-                )
+                saving.replace_folder(new, best)
+
+
+class Stopped(SystemExit):
+    """A stop by signal with nothing to save: before the first step, after the last, or told twice. Exit status 3."""
+
+    def __init__(self, why: str = "stopped by a signal"):
+        super().__init__(3)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM and SIGINT: finish the step, save a checkpoint, stop. A second signal stops at once."""
+    """SIGTERM and SIGINT, or the end of `max_hours`: finish the step, save a checkpoint, stop.
 
-    def __init__(self):
-        self.told = False
+    A second signal stops at once. While a model is loaded, and in the validation before the first step, the first one
+    does: there is nothing to save. The time limit counts from here; it stops the run when another step as long as the
+    longest so far (a tenth longer: answers grow) and a checkpoint would not fit, but never before the first step.
+    """
 
-    def on_train_begin(self, args, state, control, **_):
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._tell)
+    AGAIN = 2.0  # seconds: a launcher passes on the signal that its whole group got, and that is no second one
+
+    def __init__(self, max_hours: float = 0.0, heartbeat: Heartbeat | None = None, clock: Callable = time.time):
+        self.limit, self.heartbeat, self.clock = 3600 * max_hours, heartbeat, clock
+        self.started, self.told, self.training = clock(), None, False
+        self.step_ended, self.saving = None, None
+        self.before = {name: signal.signal(name, self._tell) for name in (signal.SIGTERM, signal.SIGINT)}
+
+    def release(self) -> None:
+        """Give the signals back to whoever had them."""
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
 
     def _tell(self, number, frame):
-        if self.told:
-            raise KeyboardInterrupt
-        self.told = True
+        now = time.monotonic()
+        if not self.training or (self.told is not None and now - self.told > self.AGAIN):
+            raise Stopped()
+        self.told = self.told or now
+
+    def on_train_begin(self, args, state, control, **_):
+        self.training = True
+
+    def on_train_end(self, args, state, control, **_):
+        self.training = False
 
     def on_step_end(self, args, state, control, **_):
-        # Ranks hear a signal at different moments; all must stop after the same step, or a collective hangs
-        if any(gather_object([self.told])) if args.world_size > 1 else self.told:
+        self.step_ended = self.clock()
+        if self._agreed(args, self.told is not None or self._out_of_time()):
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **_):
+        if self.step_ended is not None:
+            self.saving = max(self.saving or 0.0, self.clock() - self.step_ended)
+        # Told while the checkpoint was written: it is whole, so this is the moment
+        if self._agreed(args, self.told is not None):
+            control.should_training_stop = True
+
+    def _out_of_time(self) -> bool:
+        if not self.limit:
+            return False
+        now, h = self.clock(), self.heartbeat
+        step = max(h.longest, now - (h.previous or now))  # this one is not logged yet
+        saving = step if self.saving is None else self.saving  # until one is measured
+        if now - self.started + 1.1 * step + saving <= self.limit:
+            return False
+        h.say(
+            f"max_hours={self.limit / 3600:g} is near: another step takes up to {step:.0f} s, a checkpoint {saving:.0f} s"
+        )
+        return True
+
+    @staticmethod
+    def _agreed(args, mine: bool) -> bool:
+        # Ranks hear a signal at different moments; all must stop after the same step, or a collective hangs
+        return any(gather_object([mine])) if args.world_size > 1 else mine

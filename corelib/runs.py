@@ -1,4 +1,4 @@
-"""Run folders: what a run is (manifest), where it stands (status), what it measured (metrics), what it left (checkpoints).
+"""Run folders: what a run is (manifest), where it stands (status), what it measured (metrics), and who holds it (lock).
 
 Every file is written so that a kill at any moment leaves either the old or the new content. A run's state is read from
 these files and never from a notebook: papermill marks every cell of a killed notebook as completed.
@@ -6,13 +6,16 @@ these files and never from a notebook: papermill marks every cell of a killed no
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-import shutil
+import socket
 import subprocess
+import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +23,13 @@ from pathlib import Path
 from corelib.config import BOOKKEEPING, ROOT, RunConfig
 
 RUNS = ROOT / "outputs" / "runs"
-COMPLETE = "complete.json"  # written last into a checkpoint: names and sizes of its files
+CARRIED = (
+    "step",
+    "steps",
+    "step_seconds",
+    "longest_step",
+    "last_step_at",
+)  # of the last step made, whoever writes next
 PACKAGES = (
     "torch",
     "transformers",
@@ -111,9 +120,14 @@ def write_manifest(folder: Path, config: RunConfig, **extra) -> None:
 
 def refuse_other_settings(folder: str | Path, asked: RunConfig) -> None:
     """Raise RuntimeError when a folder holds a run with other settings: its metrics would be mixed and mislabelled."""
-    manifest = read_json(Path(folder) / "manifest.json")
-    if manifest is None:
+    path = Path(folder) / "manifest.json"
+    manifest = read_json(path)
+    if manifest is None and not path.exists() and not any(Path(folder).glob("checkpoint-*")):
         return
+    if not isinstance(manifest, dict) or "config" not in manifest:
+        raise RuntimeError(
+            f"{path} is missing or unreadable, so nobody knows what this run is; restore it, or delete the folder to start over"
+        )
     defaults = {f.name: f.default for f in fields(asked)}  # what a run had before a setting existed
     found, asked = defaults | manifest["config"], asked.to_dict()
     differ = [k for k, v in asked.items() if k not in BOOKKEEPING and v != found[k]]
@@ -124,9 +138,32 @@ def refuse_other_settings(folder: str | Path, asked: RunConfig) -> None:
 
 
 def write_status(folder: Path, state: str, **extra) -> None:
-    """Where a run stands. `state`: running, done, stopped or failed; a running one carries its pid and a heartbeat."""
-    own = {"state": state, "pid": os.getpid(), "born": _born(os.getpid()), "time": time.time()}
-    write_json(folder / "status.json", own | extra)
+    """Where a run stands. `state`: running, done, stopped or failed; a running one carries its pid and a heartbeat.
+
+    What is known of the last step (`last_step_at`: when it ended, in Unix seconds) is carried over. On a full disk the
+    old file's own blocks are written over, so that a run can still say why it ended.
+    """
+    path = Path(folder) / "status.json"
+    own = {
+        "state": state,
+        "pid": os.getpid(),
+        "born": _born(os.getpid()),
+        "host": socket.gethostname(),
+        "time": time.time(),
+    }
+    carried = {k: v for k, v in (read_json(path) or {}).items() if k in CARRIED}
+    status = carried | own | extra
+    try:
+        write_json(path, status)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        try:
+            with open(path, "r+") as sink:
+                sink.write(json.dumps(status, default=str))
+                sink.truncate()
+        except OSError:
+            print(f"{path} could not be written ({error.strerror}): {status}", file=sys.stderr)
 
 
 def read_status(folder: Path) -> dict:
@@ -148,10 +185,51 @@ def _born(pid: int) -> str | None:
     return None if fields[0] == "Z" else f"{boot}-{fields[19]}"
 
 
+def hold(folder: str | Path, seconds: float):
+    """Take a run folder for this process, making it when it is new; returns the lock, held while it stays open.
+
+    A POSIX lock: the kernel frees it with the process, it also works between machines on most network file systems, and
+    where it does not, the pid in status.json still tells processes of one machine apart. Waits up to `seconds` for a run
+    that was just stopped and may still be saving. Raises RuntimeError when it is trained elsewhere or cannot be written.
+    """
+    folder, deadline = Path(folder), time.time() + seconds
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / "lock", "a+")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(
+            f"{folder} cannot be written ({error.strerror}); make it writable, or name another folder with --out"
+        ) from error
+    while True:
+        status = read_status(folder)
+        pid, host = status.get("pid"), status.get("host", "this machine")
+        elsewhere = status.get("state") == "running" and pid != os.getpid()
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not elsewhere:
+                return handle
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN) and not elsewhere:
+                return handle  # a file system without locks
+        if time.time() > deadline:
+            handle.close()
+            raise RuntimeError(f"{folder} is being trained by process {pid} on {host}; wait for it, or stop it first")
+        time.sleep(0.5)
+
+
 def append_metrics(folder: Path, row: dict) -> None:
-    """Append one line to metrics.jsonl; a line holds `step` and any of the measured columns."""
-    with open(Path(folder) / "metrics.jsonl", "a") as sink:
-        sink.write(json.dumps(row) + "\n")
+    """Append one line to metrics.jsonl, all of it or (on a full disk) nothing; it holds `step` and measured columns."""
+    line = (json.dumps(row) + "\n").encode()
+    with open(Path(folder) / "metrics.jsonl", "ab", buffering=0) as sink:
+        before = os.fstat(sink.fileno()).st_size
+        try:
+            if sink.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), sink.name)
+        except OSError:
+            sink.truncate(before)
+            raise
 
 
 def truncate_metrics(folder: Path, step: int) -> None:
@@ -186,62 +264,14 @@ def _parse(line: str) -> dict | None:
 
 
 def load_completions(folder: str | Path):
-    """All stored rollouts of a run as a DataFrame, empty when there are none."""
+    """All stored rollouts of a run as a DataFrame, empty when there are none; a half-written file (kill -9) is named."""
     import pandas as pd
+    from pyarrow.lib import ArrowInvalid
 
-    files = sorted((Path(folder) / "completions").glob("completions_*.parquet"))
-    frames = [pd.read_parquet(f) for f in files]
+    frames = []
+    for file in sorted((Path(folder) / "completions").glob("completions_*.parquet")):
+        try:
+            frames.append(pd.read_parquet(file))
+        except ArrowInvalid:  # a resumed run writes it again
+            print(f"{file.name} is not whole and left out", file=sys.stderr)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def mark_complete(checkpoint: str | Path) -> None:
-    """Declare a checkpoint whole: the sizes of its files, written last."""
-    checkpoint = Path(checkpoint)
-    sizes = {f.name: f.stat().st_size for f in sorted(checkpoint.iterdir()) if f.is_file() and f.name != COMPLETE}
-    write_json(checkpoint / COMPLETE, sizes)
-
-
-def checkpoint_defect(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, None when it can: half written, a file missing or of another size."""
-    sizes = read_json(checkpoint / COMPLETE)
-    if not isinstance(sizes, dict):
-        return "it was not finished"
-    for name, size in sizes.items():
-        file = checkpoint / name
-        if not file.is_file() or file.stat().st_size != size:
-            return f"{name} is missing or not of the recorded size"
-    return None
-
-
-def checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints of a run, newest first, whole or not."""
-    return sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
-
-
-def last_checkpoint(folder: str | Path, say=print) -> Path | None:
-    """The newest whole checkpoint of a run; broken ones are named and passed over.
-
-    Raises RuntimeError when a finished checkpoint was damaged since and no whole one is left: starting over would throw
-    the run away. (Unfinished ones alone mean that the run died before its first checkpoint.)
-    """
-    damaged = None
-    for checkpoint in checkpoints(folder):
-        defect = checkpoint_defect(checkpoint)
-        if defect is None:
-            return checkpoint
-        say(f"checkpoint {checkpoint.name} is not used: {defect}")
-        if (checkpoint / COMPLETE).is_file():
-            damaged = damaged or f"{checkpoint.name}: {defect}"
-    if damaged:
-        raise RuntimeError(
-            f"no whole checkpoint is left in {folder} ({damaged}); restore it, or delete the folder to start over"
-        )
-    return None
-
-
-def rotate_checkpoints(folder: str | Path, keep: int = 2) -> None:
-    """Delete all but the newest `keep` whole checkpoints. Called after a checkpoint was declared whole, never before."""
-    whole = [c for c in checkpoints(folder) if checkpoint_defect(c) is None]
-    for checkpoint in checkpoints(folder):
-        if whole and checkpoint not in whole[:keep]:
-            shutil.rmtree(checkpoint)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from corelib import evaluate, runs
+from corelib import evaluate, runs, saving
 from corelib.config import RunConfig, load_config
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -132,13 +132,20 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1,
         report_to=config.report_to,
         save_strategy="steps",
         save_steps=config.save_steps,
-        save_total_limit=None,  # runs.rotate_checkpoints deletes, after the newest is whole
+        save_total_limit=None,  # saving.rotate_checkpoints deletes, after the newest is whole
         disable_tqdm=True,
         dataloader_num_workers=0,
         remove_unused_columns=False,
         **({} if _cuda() else {"use_cpu": True} | ({"ddp_backend": "gloo"} if processes > 1 else {})),
+        **({"ddp_find_unused_parameters": False} if processes > 1 else {}),
+        # FSDP2: reduce every micro-batch, or each GPU would hold a whole gradient, 16 GB for 4B parameters
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": _fsdp()}},
         **engine.trl_arguments(config, stop_ids),
     )
+
+
+def _fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def _cuda() -> bool:
@@ -160,31 +167,34 @@ def load_tokenizer(config: RunConfig):
 def train(config: RunConfig, folder: Path) -> dict:
     """Run or resume one training; returns the final status. Raises what training raises, after writing status `failed`."""
     import torch
+    from accelerate.utils import broadcast_object_list
     from transformers import PrinterCallback
     from transformers.trainer_utils import set_seed
     from transformers.utils import logging
 
-    from corelib.callbacks import Heartbeat, StopOnSignal, Validate
+    from corelib.callbacks import FiniteOnly, Heartbeat, StopOnSignal, Stopped, Validate
     from corelib.engine import EngineGuard
     from corelib.trainer import CoRewardingTrainer
 
-    deadline = time.time() + config.stop_seconds
-    while _is_main() and _elsewhere(status := runs.read_status(folder)):
-        if time.time() > deadline:
-            raise RuntimeError(f"{folder} is being trained by process {status['pid']}; wait for it, or stop it first")
-        time.sleep(0.5)  # a run that was just killed may still be saving its last checkpoint
+    saving.require_safetensors(config.base_model)
+    held = runs.hold(folder, config.stop_seconds) if _is_main() and not _done(folder) else None
     status, manifest = runs.read_status(folder), runs.read_json(folder / "manifest.json")
     runs.refuse_other_settings(folder, config)
     if status.get("state") == "done":
         print(f"{folder.name} is done")
         return status
-    folder.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()
     started, seconds_before = time.time(), status.get("seconds", 0.0)
+    heartbeat = Heartbeat(folder, config.steps, config.completions_every, before=status)
+    stop = StopOnSignal(config.max_hours, heartbeat)
     try:
         if config.dataset == "lab":
             torch.set_num_threads(1)  # bit-for-bit resume, and faster than two on a 0.4 M model
         set_seed(config.seed)
+        if config.model == "smollm2":
+            from corelib import smollm2
+
+            smollm2.prepare()
         tokenizer = load_tokenizer(config)
         rows, data_hash = training_rows(config, tokenizer)
         steps = total_steps(config, len(rows))
@@ -196,7 +206,7 @@ def train(config: RunConfig, folder: Path) -> dict:
             if manifest is None:
                 runs.write_manifest(folder, config, data_hash=data_hash, prompts=len(rows), steps=steps)
             runs.write_status(folder, "running", step=0, steps=steps, seconds=seconds_before)
-        heartbeat = Heartbeat(folder, steps, config.completions_every, seconds_before=seconds_before)
+        heartbeat.steps = steps
         stop_ids = evaluate.stop_ids(config, tokenizer)
         validate = Validate(config, folder, tokenizer, stop_ids)
         trainer = CoRewardingTrainer(
@@ -208,19 +218,23 @@ def train(config: RunConfig, folder: Path) -> dict:
             callbacks=[
                 validate,
                 heartbeat,
-                StopOnSignal(),
+                stop,
+                finite := FiniteOnly(folder),
                 EngineGuard(folder),
             ],  # validation first: its row belongs to the step just logged
         )
-        heartbeat.trainer = validate.trainer = trainer
+        heartbeat.trainer = validate.trainer = finite.trainer = trainer
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl has every value; the log gets one line a second
         trainer.eos_token_ids = stop_ids
         if config.engine == "transformers":
             trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
-        checkpoint = runs.last_checkpoint(folder)
-        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+        # Verified by one process: every rank reading 64 GB would be the slowest part of a resume
+        found = [saving.last_checkpoint(folder) if _is_main() else None]
+        checkpoint = broadcast_object_list(found)[0]
+        step = saving.step_of(checkpoint) if checkpoint else 0
         if _is_main():
             runs.truncate_metrics(folder, step)
+            saving.require_space(folder, trainer.model.parameters(), trainer.teacher is not None)
             print(f"{'resuming at step ' + str(step) if step else 'starting'} of {steps}: {folder.name}", flush=True)
         if step < steps:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -228,7 +242,10 @@ def train(config: RunConfig, folder: Path) -> dict:
         else:  # killed between its last checkpoint and the end: one more call of train() would be one more step
             trainer._load_from_checkpoint(str(checkpoint))
         if step >= steps:
-            trainer.save_model(str(folder / "final"))
+            with saving.writing(folder / "final", _is_main()):
+                trainer.accelerator.wait_for_everyone()
+                trainer.save_model(str(folder / "final"))
+                trainer.accelerator.wait_for_everyone()
         metrics = runs.load_metrics(folder)
         best = runs.read_json(folder / "best" / "validation.json") or {}
         final = {
@@ -244,18 +261,26 @@ def train(config: RunConfig, folder: Path) -> dict:
             print(f"{'done' if step >= steps else 'stopped'} at step {step} of {steps}", flush=True)
         return final
     except BaseException as error:
+        full = saving.no_space(error, folder)
         if _is_main():
-            seconds = seconds_before + time.time() - started
-            good = [c for c in runs.checkpoints(folder) if runs.checkpoint_defect(c) is None]
-            last_good = str(good[0]) if good else ""
             runs.write_status(
-                folder, "failed", error=f"{type(error).__name__}: {error}", last_good=last_good, seconds=seconds
+                folder,
+                "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed",
+                error=f"{type(full or error).__name__}: {full or error}",
+                last_good=str(saving.last_good(folder) or ""),
+                seconds=seconds_before + time.time() - started,
             )
+        if full is not None and full is not error:
+            raise full from error
         raise
+    finally:
+        stop.release()
+        if held is not None:
+            held.close()
 
 
-def _elsewhere(status: dict) -> bool:
-    return status.get("state") == "running" and status.get("pid") != os.getpid()
+def _done(folder: Path) -> bool:
+    return runs.read_status(folder).get("state") == "done"
 
 
 def _is_main() -> bool:
@@ -267,7 +292,7 @@ def main(argv=None) -> int:
     parser.add_argument("--config", required=True, type=Path, help="YAML with the run's settings")
     parser.add_argument("--out", type=Path, help="run folder (default: outputs/runs/<run name>)")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training starts there is nothing to save
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # until the run has its own handler there is nothing to save
     config = load_config(path=args.config)
     status = train(config, args.out or runs.run_folder(config))
     return 0 if status.get("step") == status.get("steps") else 3

@@ -50,29 +50,6 @@ def test_metrics_merge_truncate_and_survive_a_torn_line(tmp_path):
     assert len(runs.load_metrics(tmp_path / "absent")) == 0
 
 
-def checkpoint(folder, step, whole=True):
-    path = folder / f"checkpoint-{step}"
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(b"x" * 100)
-    if whole:
-        runs.mark_complete(path)
-    return path
-
-
-def test_last_checkpoint_passes_over_broken_ones_and_says_why(tmp_path):
-    said = []
-    assert runs.last_checkpoint(tmp_path, said.append) is None
-    good = checkpoint(tmp_path, 9)
-    short = checkpoint(tmp_path, 20)
-    (short / "model.safetensors").write_bytes(b"x" * 40)
-    checkpoint(tmp_path, 100, whole=False)
-    assert runs.last_checkpoint(tmp_path, said.append) == good
-    assert said == [
-        "checkpoint checkpoint-100 is not used: it was not finished",
-        "checkpoint checkpoint-20 is not used: model.safetensors is missing or not of the recorded size",
-    ]
-
-
 def test_manifest_says_what_was_run(tmp_path):
     runs.write_manifest(tmp_path, load_config("lab", method="gt", seed=4), data_hash="abc")
     manifest = runs.read_json(tmp_path / "manifest.json")
@@ -83,25 +60,6 @@ def test_manifest_says_what_was_run(tmp_path):
 def test_data_hash_depends_on_content_and_order():
     a, b = {"q": "1"}, {"q": "2"}
     assert runs.data_hash([a, b]) == runs.data_hash([a, b]) != runs.data_hash([b, a])
-
-
-def test_a_damaged_last_checkpoint_is_an_error_and_an_unfinished_first_one_is_not(tmp_path):
-    checkpoint(tmp_path, 10, whole=False)
-    assert runs.last_checkpoint(tmp_path, lambda _: None) is None
-    (checkpoint(tmp_path, 5) / "model.safetensors").write_bytes(b"")
-    with pytest.raises(RuntimeError, match="no whole checkpoint is left.*checkpoint-5"):
-        runs.last_checkpoint(tmp_path, lambda _: None)
-
-
-def test_rotation_counts_whole_checkpoints_only(tmp_path):
-    for step, whole in ((10, True), (20, True), (30, False), (40, True)):
-        checkpoint(tmp_path, step, whole)
-    runs.rotate_checkpoints(tmp_path, keep=2)
-    assert [c.name for c in runs.checkpoints(tmp_path)] == ["checkpoint-40", "checkpoint-20"]
-    for c in runs.checkpoints(tmp_path):
-        (c / "model.safetensors").unlink()
-    runs.rotate_checkpoints(tmp_path)
-    assert len(runs.checkpoints(tmp_path)) == 2  # nothing is deleted while nothing is whole
 
 
 def test_a_reused_pid_is_not_the_run(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
-from corelib import runs, train
+from corelib import runs, saving, train
 from corelib import trainer as trainer_module
 from corelib.answers import extract
 from corelib.config import METHOD_NAMES
@@ -457,7 +457,7 @@ def test_resume_equals_no_interruption_bit_for_bit(method, save_steps, tiny, tmp
     try:
         train.train(config, whole)
         interrupt_after(5, config, parts)
-        assert runs.last_checkpoint(parts).name == f"checkpoint-{5 // save_steps * save_steps}"
+        assert saving.last_checkpoint(parts).name == f"checkpoint-{5 // save_steps * save_steps}"
         train.train(config, parts)
     finally:
         train.load_pairs = original
