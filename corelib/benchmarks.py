@@ -13,6 +13,9 @@ from functools import partial
 import datasets
 import pandas as pd
 
+from corelib import benchmark_code as code
+from corelib import benchmark_harness as harness
+from corelib import benchmark_lcb as lcb
 from corelib import benchmark_math as maths
 from corelib.audit import normalise, strip_answer_form
 from corelib.benchmark_base import Benchmark, Verdict
@@ -79,6 +82,51 @@ _ALL = [
         "aime25", "AIME 2025", "math-ai/aime25 (aime/aime25_evalchemy.jsonl)", "test", 30, 32,
         "not used", "32 draws: with 30 questions the interval is wide at any k",
     ),
+    Benchmark(
+        name="cruxeval", title="CRUXEval", source="cruxeval-org/cruxeval (cruxeval/cruxeval.jsonl)", split="test", size=800,
+        prompt="ZeroEval: one user message that asks for JSON with reasoning and answer", shots=0,
+        decoding={"temperature": 0.0, "k": 1, "max_new_tokens": 4096},
+        metric="pass@1", grader="ZeroEval: equal as strings without outer quotes; nothing is executed",
+        paper="ZeroEval, pass@1; two of its values are not k/800", differs="nothing known; the paper states no decoding",
+        load=code.load, messages=code.zeroeval_messages, grade=code.grade_zeroeval,
+    ),
+    Benchmark(
+        name="cruxeval_exec", title="CRUXEval, executed", source="cruxeval-org/cruxeval (cruxeval/cruxeval.jsonl)",
+        split="test", size=800, prompt="official: two examples in [ANSWER] tags, plain text, no chat template", shots=2,
+        decoding={"temperature": 0.2, "k": 10, "max_new_tokens": 1024, "top_p": 0.95, "stop": [code.STOP]},
+        metric="pass@1 of 10 draws", grader="official: assert output == answer, run in the sandbox, 3 seconds",
+        paper="not used", differs="a second protocol: equal values in other spellings count",
+        load=code.load, messages=code.direct_messages, grade=code.grade_executed,
+    ),
+    Benchmark(
+        name="livecodebench", title="LiveCodeBench", split="release_v6, May 2023 to April 2025", size=1055,
+        source="livecodebench/code_generation_lite (livecodebench/test.jsonl, test2.jsonl ... test6.jsonl)",
+        prompt="official chat prompt (system and user message)", shots=0,
+        decoding={"temperature": 0.2, "k": 10, "max_new_tokens": 2000, "top_p": 0.95},
+        metric="pass@1 of 10 draws",
+        grader="official comparison of output or returned value, in the sandbox: 6 seconds, 1 GiB, standard library only",
+        paper="official repository, pass@1; its values mix releases (k/400 beside k/1055), so its column is not comparable",
+        differs="each test in its own process, nested tuples count as lists, no numpy; 16 problems have errata (column erratum)",
+        load=lcb.load, messages=lcb.messages, grade=lcb.grade,
+    ),
+    Benchmark(
+        name="ifeval", title="IFEval", source="google/IFEval (ifeval/input_data.jsonl)", split="train", size=541,
+        prompt="the instruction as one user message", shots=0,
+        decoding={"temperature": 0.0, "k": 1, "max_new_tokens": 1280},
+        metric="mean of prompt and instruction level, strict and loose (ifeval_scores)",
+        grader="lm-evaluation-harness, ifeval 4.0", paper="lm-evaluation-harness, mean of the four measures",
+        differs="chat template (the paper does not say); language detection and the harness's random letters seeded",
+        load=harness.load_ifeval, messages=harness.ifeval_messages, grade=harness.grade_ifeval, harness="ifeval",
+    ),
+    Benchmark(
+        name="mmlu_pro", title="MMLU-Pro", split="test", size=12032,
+        source="TIGER-Lab/MMLU-Pro (mmlu_pro/test_12032.jsonl, mmlu_pro/validation_70.jsonl)",
+        prompt="lm-evaluation-harness: five solved questions of the category, plain text, no chat template", shots=5,
+        decoding={"temperature": 0.0, "k": 1, "max_new_tokens": 2048, "stop": ["Question:"]},
+        metric="exact match", grader='lm-evaluation-harness, mmlu_pro 3.1: first letter after "answer is"',
+        paper="lm-evaluation-harness, exact match; shots are not stated", differs="nothing known",
+        load=harness.load_mmlu_pro, messages=harness.mmlu_pro_messages, grade=harness.grade_mmlu_pro, harness="mmlu_pro",
+    ),
     _few_shot(MATH500),
     _few_shot(GSM8K),
 ]  # fmt: skip
@@ -97,12 +145,13 @@ def table() -> pd.DataFrame:
     rows = []
     for b in BENCHMARKS.values():
         d = b.decoding
+        top = f", top-p {d['top_p']}" if "top_p" in d else ""
         how = "greedy" if not d["temperature"] else f"temperature {d['temperature']}"
         rows.append(
             {
                 "benchmark": b.title, "name": b.name, "problems": b.size, "source": b.source, "split": b.split,
                 "prompt": b.prompt, "shots": b.shots,
-                "decoding": f"{how}, {d['k']} draw{'s' * (d['k'] > 1)}, {d['max_new_tokens']} tokens",
+                "decoding": f"{how}{top}, {d['k']} draw{'s' * (d['k'] > 1)}, {d['max_new_tokens']} tokens",
                 "metric": b.metric, "grader": b.grader, "paper": b.paper, "here": b.differs,
             }
         )  # fmt: skip
