@@ -125,7 +125,7 @@ def _problem(line: bytes, where: str) -> dict:
     return {
         "id": str(row["question_id"]), "question": row["question_content"], "answer": "", "title": row["question_title"],
         "platform": row["platform"], "difficulty": row["difficulty"], "date": str(row["contest_date"])[:10],
-        "starter_code": row["starter_code"], "function": json.loads(row["metadata"]).get("func_name") or "",
+        "starter_code": row["starter_code"], "function": row["metadata"].get("func_name") or "",
         "erratum": notes[0] if notes else "",
     }  # fmt: skip
 
@@ -133,11 +133,11 @@ def _problem(line: bytes, where: str) -> dict:
 def _parsed(line: bytes, where: str) -> dict:
     try:
         row = json.loads(line)
-    except ValueError as error:
+        if missing := [name for name in NEEDS if name not in row]:
+            raise DataError(f"{where}: no column {missing[0]!r} (columns: {', '.join(row)})")
+        return row | {"metadata": json.loads(row["metadata"])}
+    except json.JSONDecodeError as error:
         raise DataError(f"{where}: is no JSON ({error}); fetch the file again") from error
-    if missing := [name for name in NEEDS if name not in row]:
-        raise DataError(f"{where}: no column {missing[0]!r} (columns: {', '.join(row)})")
-    return row
 
 
 def tests(problem: dict) -> list[dict]:
