@@ -49,9 +49,14 @@ def main(argv=None) -> int:
     p.add_argument("--dry-run", action="store_true")
 
     p = verbs.add_parser("bench", help="speed and accuracy beside what one would otherwise use", allow_abbrev=False)
-    p.add_argument("what", choices=["trainer", "answers"])
+    p.add_argument("what", choices=["trainer", "answers", "gpu"])
     p.add_argument("--data", default="", help="bench answers: folder with labelled pairs and completions")
     p.add_argument("--steps", type=int, default=15, help="bench trainer: timed steps of each trainer")
+    p.add_argument("--size", default="", help="bench gpu: full, small or tiny (default: full on a GPU that holds it)")
+    p.add_argument("--sections", default="", help="bench gpu: comma-separated (default: all)")
+    p.add_argument("--seconds", type=float, default=420.0, help="bench gpu: budget of the timed rounds")
+    p.add_argument("--out", default="", help="bench gpu: JSON file")
+    p.add_argument("--figure", default="", help="bench gpu: PNG file")
 
     p = verbs.add_parser("doctor", help="versions, devices, and what each profile lacks here", allow_abbrev=False)
     p.add_argument("--profile", default="", help="only this profile")
@@ -178,6 +183,10 @@ def bench(args) -> int:
         from corelib import bench_answers
 
         bench_answers.main(args.data or None)
+    elif args.what == "gpu":
+        from corelib import bench_gpu
+
+        bench_gpu.run(args.size, _split(args.sections), args.out, args.figure, args.seconds)
     else:
         from corelib import bench
 
