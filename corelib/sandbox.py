@@ -32,18 +32,13 @@ from typing import NamedTuple
 
 OUTPUT = 8 * 2**20  # bytes kept of stdout and stderr together; the largest answers of LiveCodeBench are a few MB
 DISK = 64 * 2**20  # bytes of the working folder
-LIMITS = {
-    "NPROC": 32,
-    "NOFILE": 64,
-    "FSIZE": 32 * 2**20,
-    "CORE": 0,
-    "MEMLOCK": 0,
-    "MSGQUEUE": 0,
-}  # each per sandbox or process
+PROCESSES, FILES, FILE = 32, 64, 32 * 2**20  # processes and threads together; open files of each; bytes of a file
+LIMITS = {"NPROC": PROCESSES, "NOFILE": FILES, "FSIZE": FILE, "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0}
 READY = 10.0  # seconds in which a sandbox must be set up
 GRACE = 0.7  # seconds after a limit before a sandbox that did not end itself is killed from outside
 LEAST_MB = 64  # an interpreter with its libraries maps about 30 MB
-PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+KERNEL = (5, 14)  # the first that counts the processes of a user namespace apart from the rest of that user's
+MACHINES = ("x86_64", "aarch64")  # with a table of system calls in the guard
 FIX = "run as root of a virtual machine or as a user who may make user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces above 0), or install bubblewrap; containers need --privileged"
 
 
@@ -70,44 +65,42 @@ def run(code: str, stdin: str | bytes = "", timeout: float = 10, memory_mb: int 
         raise ValueError(f"timeout={timeout}: give a positive number of seconds")
     if memory_mb < LEAST_MB:
         raise ValueError(f"memory_mb={memory_mb}: an interpreter alone needs {LEAST_MB}")
-    _, why = _way()
+    way, why = _way()
     if why:
         return Outcome("", why, None, "refused")
     with _admitted(memory_mb) as lack:
         if lack:
             return Outcome("", lack, None, "refused")
-        return _execute(_way()[0], code, stdin, timeout, memory_mb)
+        return _execute(way, code, stdin, timeout, memory_mb)
 
 
 def available() -> str:
-    """ "" where programs can be isolated here, else the reason why `run` refuses."""
+    """The reason why `run` refuses on this machine; empty where it can isolate a program."""
     return _way()[1]
 
 
 _found = ""
+_probing = threading.Lock()
 
 
 def _way() -> tuple[str, str]:
     """How namespaces are had here (unshare | bwrap), tried once with a small program, and why not where they are not."""
     global _found
-    if _found:
-        return _found, ""
-    release, machine = os.uname().release, os.uname().machine
-    version = tuple(map(int, re.findall(r"\d+", release)[:2]))
-    if sys.platform != "linux" or version < (5, 14):
-        return (
-            "",
-            f"model-written code runs only on Linux 5.14 or newer (process limits of a namespace), this is {sys.platform} {release}",
-        )
-    if machine not in PIVOT_ROOT:
-        return "", f"model-written code runs only on x86_64 and aarch64 (table of system calls), this is {machine}"
-    reasons = []
-    for way in ("unshare", "bwrap") if shutil.which("bwrap") and not _real_root() else ("unshare",):
-        why = _fails(way)
-        if not why:
-            _found = way
-            return way, ""
-        reasons.append(f"{way}: {why}")
+    with _probing:
+        if _found:
+            return _found, ""
+        system = f"this is {sys.platform} {os.uname().release} on {os.uname().machine}"
+        if sys.platform != "linux" or tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < KERNEL:
+            return "", f"model-written code runs only on Linux 5.14 or newer, {system}"
+        if os.uname().machine not in MACHINES:
+            return "", f"model-written code runs only on {' and '.join(MACHINES)}, {system}"
+        reasons = []
+        for way in ("unshare", "bwrap") if shutil.which("bwrap") and not _real_root() else ("unshare",):
+            why = _fails(way)
+            if not why:
+                _found = way
+                return way, ""
+            reasons.append(f"{way}: {why}")
     return "", f"model-written code cannot be isolated here ({'; '.join(reasons)}): {FIX}"
 
 
@@ -204,7 +197,6 @@ def _execute(way: str, code: str, stdin: str | bytes, timeout: float, memory_mb:
         "code": fds[1],
         "own_namespaces": way == "unshare",
         "real_root": _real_root(),
-        "pivot_root": PIVOT_ROOT[os.uname().machine],
         "timeout": timeout,
         "cpu": math.ceil(timeout),
         "memory": memory_mb * 2**20,

@@ -1,6 +1,7 @@
 """Hostile programs against the sandbox, run as we are, as an unprivileged user, and under bubblewrap where it is installed."""
 
 import json
+import marshal
 import os
 import shutil
 import signal
@@ -181,28 +182,71 @@ def test_refused_where_the_kernel_grants_no_user_namespace(nobody):
 @pytest.mark.parametrize("fault", ["mount", "capset", "setrlimit", "seccomp", "interpreter", "guard"])
 def test_refused_where_any_step_of_the_isolation_fails(fault, monkeypatch):
     """Each protection is made to fail; the program must then not run at all."""
-    guard = (ROOT / "corelib" / "_sandbox_guard.py").read_text()
-    layout, changed = dict(sandbox._layout()), guard
+    layout = dict(sandbox._layout())
     if fault == "mount":
         layout["binds"] = [*layout["binds"], "/no/such/folder"]
-    elif fault == "capset":
-        changed = guard.replace("0x20080522", "0x1")
     elif fault == "setrlimit":
         monkeypatch.setattr(sandbox, "LIMITS", sandbox.LIMITS | {"NOFILE": -2})
-    elif fault == "seccomp":
-        changed = guard.replace('call("prctl", 22, 2,', 'call("prctl", 22, 7,')
-    elif fault == "interpreter":
-        changed = guard.replace('os.execve(setup["python"]', 'os.execve("/no/python"')
-    elif fault == "guard":
-        changed = "raise SystemExit(3)"
-    assert fault in ("mount", "setrlimit") or changed != guard
-    import marshal
-
-    monkeypatch.setattr(sandbox, "_guard", lambda: marshal.dumps(compile(changed, "guard", "exec")))
+    else:
+        changed_guard(monkeypatch, dict(
+            capset=("0x20080522", "0x1"),
+            seccomp=('call("prctl", 22, 2,', 'call("prctl", 22, 7,'),
+            interpreter=('os.execve(setup["python"]', 'os.execve("/no/python"'),
+            guard=("import ctypes", "raise SystemExit(3)"),
+        )[fault])  # fmt: skip
     monkeypatch.setattr(sandbox, "_layout", lambda: layout)
     monkeypatch.setattr(sandbox, "_found", "")
     outcome = sandbox.run("print('it ran')")
     assert outcome.reason == "refused" and outcome.stdout == "" and outcome.stderr == sandbox.available() != ""
+
+
+def changed_guard(monkeypatch, *changes):
+    text = (ROOT / "corelib" / "_sandbox_guard.py").read_text()
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    code = marshal.dumps(compile(text, "guard", "exec"))
+    monkeypatch.setattr(sandbox, "_guard", lambda: code)
+
+
+def test_a_sandbox_that_does_not_end_itself_is_killed(isolated, monkeypatch):
+    changed_guard(monkeypatch, ("if time.monotonic() >= deadline:", "if False:"))
+    began = time.monotonic()
+    assert sandbox.run("print(1, flush=True)\nwhile True: pass", timeout=0.5) == ("1\n", "", None, "timeout")
+    assert time.monotonic() - began < 1.5
+    changed_guard(monkeypatch, ("        harden(setup)\n", "        time.sleep(60)\n"))
+    monkeypatch.setattr(sandbox, "READY", 0.5)
+    assert sandbox.run("print(1)") == ("", "no answer in 0 s", None, "refused")
+
+
+def test_a_guard_that_dies_under_a_program_is_no_excuse(isolated, monkeypatch):
+    """`refused` would be skipped in a score; whatever happens once the program runs is the program's failure."""
+    changed_guard(monkeypatch, ("        size = in_use(resident)\n", "        raise MemoryError\n"))
+    outcome = sandbox.run("import time\ntime.sleep(5)")
+    assert (outcome.returncode, outcome.reason) == (None, "error")
+
+
+PROTECTIONS = {  # what hostile program shows that it is gone, and how it is taken out of the guard
+    "process limit": ("fork bomb that counts", '(getattr(resource, "RLIMIT_" + name), (limit, limit))', '(getattr(resource, "RLIMIT_" + name), (limit * 4, limit * 4))'),
+    "hidden process 1": ("reading outside", 'call("prctl", 4, 0)', "pass"),
+    "filter of system calls": ("memory outside of processes", "allow, kill, error = 0x7FFF0000, 0x80000000, 0x00050000", "allow = kill = error = 0x7FFF0000"),
+    "sum over the group": ("memory of many processes", "if held > memory:", "if False:"),
+    "end with the program": ("daemon that keeps the output", "if pid == guest:", "if False:"),
+    "read-only": ("writing outside", "attributes, 0, 0, 0), 32", "0, 0, 0, 0), 32"),
+    "network": ("network", "0x40000000 | 0x08000000", "0x08000000"),
+    "pid namespace": ("daemon that keeps the output", "0x00020000 | 0x20000000 | ", "0x00020000 | "),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROTECTIONS)
+def test_each_protection_matters(name, isolated, monkeypatch):
+    """With one taken out, the hostile program against it gets through or nothing runs: the tests above can fail."""
+    program, old, new = PROTECTIONS[name]
+    changed_guard(monkeypatch, (old, new))
+    result = attack([program])[program]
+    with pytest.raises(AssertionError):
+        check(program, *result)
 
 
 def test_refused_on_kernels_that_do_not_bound_processes(monkeypatch):
