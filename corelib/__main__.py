@@ -60,6 +60,9 @@ def main(argv=None) -> int:
 
     p = verbs.add_parser("doctor", help="versions, devices, and what each profile lacks here", allow_abbrev=False)
     p.add_argument("--profile", default="", help="only this profile")
+    p.add_argument("--gpus", default="", metavar="COUNTxGIB", help="plan its memory for such GPUs, e.g. 4x80")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, e.g. --set method=gt")
+    p.add_argument("--measure", action="store_true", help="two steps on the longest prompts; peak memory and plan")
 
     args = parser.parse_args(argv)
     try:
@@ -197,7 +200,7 @@ def bench(args) -> int:
 def doctor(args) -> int:
     from corelib import doctor
 
-    return doctor.report(args.profile)
+    return doctor.report(args.profile, args.gpus, _settings(args.set), args.measure)
 
 
 VERBS = {"run": run, "train": train, "evaluate": evaluate, "sweep": sweep, "bench": bench, "doctor": doctor}
