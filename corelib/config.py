@@ -129,9 +129,9 @@ class RunConfig:
     max_prompt_tokens: int = setting(512, "longer questions are dropped", "paper, table 5; data.max_prompt_length")
     max_completion_tokens: int = setting(3072, "length of a rollout", "paper, table 5; data.max_response_length")
     stop_tokens: str = setting(
-        "<|im_end|> <|endoftext|>",
-        "tokens that end a rollout, beside the tokenizer's EOS",
-        "Qwen3-Base declares <|endoftext|> only, its chat template ends turns with <|im_end|>",
+        "<|im_end|> <|endoftext|> <|eot_id|> <|end_of_text|>",
+        "tokens that end a rollout, beside the tokenizer's EOS; those that a tokenizer does not know are left out",
+        "Qwen3-Base declares <|endoftext|> only, its chat template ends turns with <|im_end|>; Llama-3.2: <|eot_id|>",
     )
     # --- how it is run
     micro_batch: int = setting(

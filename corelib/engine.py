@@ -86,7 +86,9 @@ def policy_texts(trainer, prompts: Sequence, k: int, temperature: float) -> list
     import torch
 
     rows = max(gather_object([len(prompts)]))
-    filled = [*prompts, *[prompts[0] if prompts else [{"role": "user", "content": ""}]] * (rows - len(prompts))]
+    if not rows:
+        return []
+    filled = [*prompts, *[prompts[0] if len(prompts) else "1"] * (rows - len(prompts))]
     ids = [i for i in trainer._tokenize_prompts(filled)[0] for _ in range(k)]
     device = trainer.accelerator.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _decoding(trainer, temperature):
@@ -108,7 +110,7 @@ def _decoding(trainer, temperature: float):
             engine.temperature, engine.top_p, engine.top_k = before
         return
     before = trainer.generation_config, trainer.generation_kwargs
-    sampling = {"do_sample": bool(temperature), "temperature": temperature or 1.0, "top_p": 1.0, "top_k": 0}
+    sampling = {"do_sample": bool(temperature), "temperature": temperature or 1.0, "top_p": 1.0}
     trainer.generation_config = copy.deepcopy(trainer.generation_config)
     trainer.generation_config.update(**sampling)
     trainer.generation_kwargs = trainer.generation_kwargs | sampling

@@ -155,12 +155,19 @@ def _cuda() -> bool:
 
 
 def load_tokenizer(config: RunConfig):
-    """The base model's tokenizer, left-padded, with a pad token. No remote code."""
+    """The base model's tokenizer, left-padded, with a pad token. No remote code.
+
+    Raises ValueError where it has no chat template: the prompts of every method are rendered with the model's own.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.base_model, trust_remote_code=False, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if config.dataset != "lab" and not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {config.model} has no chat template, so prompts cannot be rendered; use a model that has one (Qwen's Base models and Llama's Instruct models do), or save one into its folder"
+        )
     return tokenizer
 
 
