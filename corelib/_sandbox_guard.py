@@ -35,9 +35,11 @@ def main(setup: dict) -> None:
     control = setup["control"]
     os.set_inheritable(control, False)
     try:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # process 1 gets only signals that it handles, and Python handles this
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 1 gets the signals that it handles; Python handles this
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(
+                "1000"
+            )  # where the machine itself runs out of memory, the kernel is to end us and not our caller
         if setup["own_namespaces"]:
             isolate(setup)
         harden(setup)

@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-OUTPUT = 8 * 2**20  # bytes kept of stdout and stderr together; the largest answers of LiveCodeBench are a few MB
+OUTPUT = 8 * 2**20  # bytes kept of stdout and stderr together: our choice, well above any answer a problem asks for
 DISK = 64 * 2**20  # bytes of the working folder
 PROCESSES, FILES, FILE = 32, 64, 32 * 2**20  # processes and threads together; open files of each; bytes of a file
 LIMITS = {"NPROC": PROCESSES, "NOFILE": FILES, "FSIZE": FILE, "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0}

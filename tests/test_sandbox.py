@@ -99,6 +99,7 @@ def test_limits_are_those_asked_for(isolated):
     assert sandbox.run("import time; time.sleep(0.5)", timeout=2).reason == "ok"
     threads = "import threading\ndef f():\n    while True: pass\nfor _ in range(3): threading.Thread(target=f).start()"
     assert sandbox.run(threads, timeout=0.5).reason == "timeout"
+    assert sandbox.run("print(open('/proc/self/oom_score_adj').read())").stdout.strip() == "1000"
     for wrong in dict(timeout=0), dict(timeout=float("nan")), dict(timeout=float("inf")), dict(memory_mb=8):
         with pytest.raises(ValueError, match="=(0|nan|inf|8): "):
             sandbox.run("", **wrong)
