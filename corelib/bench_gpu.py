@@ -22,7 +22,7 @@ import torch
 from corelib import bench_kit as kit
 from corelib import runs
 from corelib.bench_kit import SIZES, Size, row
-from corelib.bench_steps import steps
+from corelib.bench_steps import memory, steps
 from corelib.config import unknown
 
 MEGABYTE = 1e6
@@ -208,8 +208,14 @@ def model_flops(size: Size, tokens: int, scored: int) -> float:
     return weights + 6 * size.layers * size.heads * size.head_dim * tokens**2
 
 
-SECTIONS = {"ema": ema, "confidence": confidence, "train": train, "steps": steps}
-SHARE = {"ema": 0.1, "confidence": 0.2, "train": 0.15, "steps": 0.55}  # of the time, over the chosen sections
+SECTIONS = {"ema": ema, "confidence": confidence, "train": train, "memory": memory, "steps": steps}
+SHARE = {
+    "ema": 0.1,
+    "confidence": 0.2,
+    "train": 0.15,
+    "memory": 0.05,
+    "steps": 0.5,
+}  # of the time, over the chosen sections
 
 
 def run(size: str = "", sections=(), out="", figure="", seconds: float = 420.0) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,7 @@ from corelib import bench_kit as kit
 from corelib.bench_kit import Size, row
 
 STEP_GOAL = {"gt": 1.05, "co_rewarding_ii": 2.0, "co_rewarding_iii": 2.0}  # as in bench.py
+TRAINING_PHASES = ("score", "forward", "head", "backward", "update")  # of corelib.memory.PHASES: those without rollouts
 
 
 def steps(size: Size, device, budget: float) -> dict:
@@ -67,6 +69,57 @@ def steps(size: Size, device, budget: float) -> dict:
     }
 
 
+def memory(size: Size, device, budget: float) -> dict:
+    """Peak of two updates of II at full length against `corelib.memory.plan`: what the allocator holds, rollouts left out.
+
+    The rollouts are random tokens, so that 3,072 of them need no generation; all but one are a token short, so that
+    the batch is padded as real ones are. The plan's parts are compared without its allowances (context, fragmentation),
+    which an allocator does not count. `budget` is not used: two steps are the least that makes Adam's moments.
+    """
+    from corelib.memory import plan
+
+    cuda = torch.device(device).type == "cuda"
+    long = replace(
+        size, step_prompts=2, step_prompt=size.prompt, rollouts=max(2, size.rows), new_tokens=size.completion
+    )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        random_weights(stack, size, device)
+        trainer = make_trainer("co_rewarding_ii", long, device, folder / "run")
+        kit.random_model(size, "meta").config.save_pretrained(folder / "shape")
+        config = replace(trainer.config, model=str(folder / "shape"))
+        gib = (torch.cuda.get_device_properties(0).total_memory if cuda else kit.free_bytes(device)) / 2**30
+        planned = plan(config, 1, gib, cpu=not cuda)
+        trainer.args.max_steps = 2
+        trainer._generate_single_turn = lambda prompt_ids, *_, **__: (_nearly_full(long, len(prompt_ids)), None)
+        held = sum(p.nbytes for model in (trainer.model, trainer.teacher.model) for p in model.parameters())
+        measured = (held + kit.peak_bytes(trainer.train, device)) / 2**30
+    phases = {
+        phase: sum(part[phase] for part in planned.rows if "allowance" not in part["part"]) for phase in TRAINING_PHASES
+    }
+    worst = max(phases, key=phases.get)
+    ratio = measured / phases[worst]
+    goal = 0.10 if cuda else None  # a CPU's head has no Triton: its temporaries are not those that are planned for
+    return {
+        "rows": [
+            row("peak memory of the update", measured, "GiB", floor=f"{phases[worst]:.3f} GiB planned, {worst}"),
+            row("peak memory: distance from the plan", abs(ratio - 1), "of 1", goal, floor="0"),
+        ],
+        "measured_over_planned": ratio,
+        "planned_GiB": phases,
+        "planned_parts": planned.rows,
+        "rollouts": long.step_prompts * long.rollouts,
+        "micro_batch": config.micro_batch,
+        "tokens_a_row": [size.prompt, size.completion],
+    }
+
+
+def _nearly_full(size: Size, rows: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(2, size.vocab, (rows, size.new_tokens), generator=generator).tolist()
+    return [ids[0], *(row[:-1] for row in ids[1:])]
+
+
 class Stepper:
     """Advances a trainer by one optimizer step a call: `train()` runs in a thread that waits between steps.
 
@@ -74,7 +127,7 @@ class Stepper:
     """
 
     def __init__(self, trainer):
-        from transformers import PrinterCallback, TrainerCallback
+        from transformers import TrainerCallback
 
         self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
         self.closing, self.error = False, None
@@ -98,7 +151,6 @@ class Stepper:
                 self.paused.release()
 
         trainer.add_callback(Pause())
-        trainer.remove_callback(PrinterCallback)
         self.thread = threading.Thread(target=work, daemon=True)
         self.thread.start()
         self._wait()
@@ -133,6 +185,7 @@ def random_weights(stack: ExitStack, size: Size, device) -> None:
 def make_trainer(method: str, size: Size, device, folder: Path):
     """Stock GRPOTrainer with a newcomer's reward, or ours with its heartbeat, on the same random prompts."""
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import GRPOTrainer
 
     from corelib.callbacks import Heartbeat
@@ -160,12 +213,16 @@ def make_trainer(method: str, size: Size, device, folder: Path):
     args.generation_kwargs = dict(args.generation_kwargs or {}) | {"min_new_tokens": size.new_tokens}
     if method == "stock":
         args.log_completions = False
-        return GRPOTrainer("random", _stock_reward, args, Dataset.from_list(rows), processing_class=kit.tokenizer(size))
-    heartbeat = Heartbeat(folder, config.steps, config.steps, say=lambda _: None)
-    trainer = CoRewardingTrainer(
-        config, "random", args, Dataset.from_list(rows), kit.tokenizer(size), callbacks=[heartbeat]
-    )
-    heartbeat.trainer = trainer
+        trainer = GRPOTrainer(
+            "random", _stock_reward, args, Dataset.from_list(rows), processing_class=kit.tokenizer(size)
+        )
+    else:
+        heartbeat = Heartbeat(folder, config.steps, config.steps, say=lambda _: None)
+        trainer = CoRewardingTrainer(
+            config, "random", args, Dataset.from_list(rows), kit.tokenizer(size), callbacks=[heartbeat]
+        )
+        heartbeat.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 

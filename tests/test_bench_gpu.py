@@ -11,7 +11,7 @@ from torch import nn
 from corelib import bench_gpu, bench_kit
 from corelib.__main__ import main
 from corelib.bench_kit import SIZES, in_turn, peak_bytes, ratio, row
-from corelib.bench_steps import Stepper, steps
+from corelib.bench_steps import TRAINING_PHASES, Stepper, memory, steps
 from corelib.teacher import Teacher
 
 TINY = SIZES["tiny"]
@@ -141,8 +141,6 @@ def test_stepper_raises_what_training_raises():
         def add_callback(self, _):
             pass
 
-        remove_callback = add_callback
-
         def train(self):
             raise torch.OutOfMemoryError("no memory left")
 
@@ -213,3 +211,17 @@ def test_whole_steps_make_the_rollouts_they_claim(monkeypatch):
     each = [[TINY.new_tokens] * (TINY.step_prompts * TINY.rollouts)]
     assert drawn == {"stock": each * 3, "gt": each * 3, "co_rewarding_ii": each * 6, "co_rewarding_iii": each * 6}
     assert [line["what"] for line in found["rows"]] == ["GT: whole step over stock GRPOTrainer", "II: whole step over GT", "III: whole step over GT"]  # fmt: skip
+
+
+def test_memory_section_compares_with_the_plan_without_its_allowances():
+    """Held by both steps, by hand: five fp32 copies of 35,040 weights (policy, gradients, two of Adam, teacher)."""
+    from corelib.memory import PHASES
+
+    found = memory(TINY, "cpu", 0.1)
+    assert set(TRAINING_PHASES) < set(PHASES)
+    parts = [part for part in found["planned_parts"] if "allowance" not in part["part"]]
+    assert len(parts) < len(found["planned_parts"])
+    assert found["planned_GiB"]["update"] == pytest.approx(sum(part["update"] for part in parts))
+    measured = found["measured_over_planned"] * max(found["planned_GiB"].values())
+    assert measured > 5 * 4 * 35_040 / 2**30
+    assert found["rollouts"] == 4 and found["rows"][1]["goal"] is None  # a CPU is not judged
