@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from corelib import evaluate, runs, saving
@@ -57,14 +57,20 @@ class Heartbeat(TrainerCallback):
         self.folder, self.steps, self.every, self.say, self.clock = folder, steps, completions_every, say, clock
         before = before or {}
         self.seconds_before = before.get("seconds", 0.0)
-        self.longest = before.get("longest_step", 0.0)  # seconds from step to step, validation and saving included
+        self.longest = before.get("longest_step", 0.0)  # seconds, validation included
         self.expected = before.get("step_seconds", 0.0)
         self.recent: deque[float] = deque(maxlen=RECENT)
-        self.started, self.previous, self.last_write, self.trainer = clock(), None, 0.0, None
+        self.started = self.previous = self.since = self.ready = None
+        self.last_write, self.trainer = 0.0, None
+
+    def on_init_end(self, args, state, control, **_):
+        self.ready = self.clock()
 
     def on_step_begin(self, args, state, control, **_):
         if self.previous is None:
-            self.started = self.previous = self.clock()
+            self.started = self.previous = self.since = self.clock()
+            if state.global_step == 0 and self.ready is not None:
+                self.since = self.ready  # the validation before the first step shows how long a step with one can be
         # TRL writes one parquet a log; storing every rollout of a tiny run would cost more than the run
         step = state.global_step + 1
         self.trainer.log_completions = step == 1 or step % self.every == 0 or step == self.steps
@@ -84,7 +90,8 @@ class Heartbeat(TrainerCallback):
         runs.append_metrics(self.folder, {"step": state.global_step} | row)
         now = self.clock()
         self.recent.append(now - self.previous)
-        self.previous, self.longest = now, max(self.longest, self.recent[-1])
+        self.longest = self.longest_until(now)
+        self.previous = self.since = now
         if now - self.last_write > 1 or state.global_step == self.steps:
             self.last_write = now
             left = self.step_seconds() * (self.steps - state.global_step)
@@ -104,6 +111,10 @@ class Heartbeat(TrainerCallback):
                 f"step {state.global_step}/{self.steps}  reward {row['reward']:.3f}  accuracy {accuracy:.3f}  {left:.0f} s left"
             )
 
+    def longest_until(self, now: float) -> float:
+        """Seconds of the longest step so far, the one that ends now included."""
+        return max(self.longest, now - self.since if self.since is not None else 0.0)
+
     def step_seconds(self) -> float:
         """Expected seconds of one more step: the mean of the recent ones; while there are few, with the earlier call's."""
         unseen = max(5 - len(self.recent), 0) if self.expected else 0
@@ -122,22 +133,20 @@ class FiniteOnly(TrainerCallback):
         self.folder, self.trainer = folder, None
 
     def on_pre_optimizer_step(self, args, state, control, **_):
-        # Trainer (transformers 5.17) sums the micro-batches' losses here until it logs
-        self._check(args, state, "loss", self.trainer._tr_loss)
-        self._check(args, state, "grad_norm", norm(p.grad for p in self._trained() if p.grad is not None))
+        gradients = [p.grad for p in self._trained() if p.grad is not None]
+        # Trainer (transformers 5.17) sums the micro-batches' losses in `_tr_loss` until it logs
+        self._check(args, state, loss=float(self.trainer._tr_loss), grad_norm=norm(gradients))
 
     def on_optimizer_step(self, args, state, control, **_):
-        self._check(args, state, "a weight", norm(p.detach() for p in self._trained()))
+        self._check(args, state, weights=norm(p.detach() for p in self._trained()))
 
     def _trained(self):
         return (p for p in self.trainer.model.parameters() if p.requires_grad)
 
-    def _check(self, args, state, name: str, value) -> None:
-        bad = not math.isfinite(value)
-        if any(gather_object([bad])) if args.world_size > 1 else bad:
-            raise saving.not_a_number(
-                name, float(value) if bad else "nan on another rank", state.global_step + 1, self.folder
-            )
+    def _check(self, args, state, **values: float) -> None:
+        bad = [(name, value) for name, value in values.items() if not math.isfinite(value)]
+        for name, value in (gather_object(bad) if args.world_size > 1 else bad)[:1]:
+            raise saving.not_a_number(name, value, state.global_step + 1, self.folder)
 
 
 def norm(tensors) -> float:
@@ -158,17 +167,23 @@ class Validate(TrainerCallback):
         self.problems, self.best, self.trainer, self.say = None, -1.0, None, print
 
     def on_train_begin(self, args, state, control, **_):
+        # Read once: ranks that disagree on it would not save together
+        self.best = broadcast_object_list([self._best_so_far(state) if state.is_world_process_zero else None])[0]
+        if state.global_step == 0:
+            self._validate(state)
+
+    def _best_so_far(self, state) -> float:
         best = self.folder / "best"
         saving.mend_folder(best)
         stored = runs.read_json(best / "validation.json")
-        # Also one of a step that is made again: its weights are there, and an equal score does not replace them
-        self.best = stored["accuracy"] if stored else -1.0
-        if stored is None and state.global_step and "gt/validation" in (seen := runs.load_metrics(self.folder)):
-            self.say(
-                f"{best} is gone (it held up to {seen['gt/validation'].max():.3f}); the next validation starts anew"
-            )
-        if state.global_step == 0:
-            self._validate(state)
+        if stored is not None:
+            # Also that of a step which is made again: its weights are there, and an equal score does not replace them
+            return stored["accuracy"]
+        seen = runs.load_metrics(self.folder)
+        if state.global_step and "gt/validation" in seen:
+            top = seen["gt/validation"].max()
+            self.say(f"{best} is gone, with the weights that scored {top:.3f}; the next validation starts a new one")
+        return -1.0
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step % self.config.eval_steps == 0 or state.global_step == state.max_steps:
@@ -252,12 +267,16 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.step_ended = self.clock()
-        if self._agreed(args, self.told is not None or self._out_of_time()):
+        late = state.is_world_process_zero and self._out_of_time()
+        if self._agreed(args, self.told is not None or late):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **_):
+        now = self.clock()
         if self.step_ended is not None:
-            self.saving = max(self.saving or 0.0, self.clock() - self.step_ended)
+            self.saving = max(self.saving or 0.0, now - self.step_ended)
+        if self.heartbeat is not None:
+            self.heartbeat.since = now  # the next step has not paid for this checkpoint
         # Told while the checkpoint was written: it is whole, so this is the moment
         if self._agreed(args, self.told is not None):
             control.should_training_stop = True
@@ -266,7 +285,7 @@ class StopOnSignal(TrainerCallback):
         if not self.limit:
             return False
         now, h = self.clock(), self.heartbeat
-        step = max(h.longest, now - (h.previous or now))  # this one is not logged yet
+        step = h.longest_until(now)
         saving = step if self.saving is None else self.saving  # until one is measured
         if now - self.started + 1.1 * step + saving <= self.limit:
             return False

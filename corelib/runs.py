@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -50,18 +51,27 @@ def run_folder(config: RunConfig, root: str | Path = "") -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a file in one step: readers see the old or the new content, also after kill -9."""
+    """Replace a file in one step: readers see the old or the new content, also after kill -9.
+
+    Raises RuntimeError when the folder is read-only, OSError when the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w") as sink:
             sink.write(text)
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        _explain(path.parent, error)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:  # a read-only file system
+            pass
 
 
 def write_json(path: str | Path, value) -> None:
@@ -197,11 +207,8 @@ def hold(folder: str | Path, seconds: float):
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / "lock", "a+")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RuntimeError(
-            f"{folder} cannot be written ({error.strerror}); make it writable, or name another folder with --out"
-        ) from error
+        _explain(folder, error)
+        raise
     while True:
         status = read_status(folder)
         pid, host = status.get("pid"), status.get("host", "this machine")
@@ -219,10 +226,17 @@ def hold(folder: str | Path, seconds: float):
         time.sleep(0.5)
 
 
+def _explain(folder: Path, error: OSError) -> None:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        raise RuntimeError(
+            f"{folder} cannot be written ({error.strerror}); make it writable, or name another folder with --out"
+        ) from error
+
+
 def append_metrics(folder: Path, row: dict) -> None:
     """Append one line to metrics.jsonl, all of it or (on a full disk) nothing; it holds `step` and measured columns."""
     line = (json.dumps(row) + "\n").encode()
-    with open(Path(folder) / "metrics.jsonl", "ab", buffering=0) as sink:
+    with io.FileIO(Path(folder) / "metrics.jsonl", "a") as sink:
         before = os.fstat(sink.fileno()).st_size
         try:
             if sink.write(line) != len(line):

@@ -17,10 +17,10 @@ What is loaded how, read in transformers 5.17, accelerate 1.15 and torch 2.13:
 | file | written by | loaded with |
 |---|---|---|
 | model.safetensors, adapter_model.safetensors, teacher.safetensors | save_pretrained, Teacher.save | safetensors |
-| optimizer.pt, scheduler.pt, rng_state*.pth (scaler.pt: fp16 only, unused) | Trainer, torch.save | torch.load(weights_only=True) |
+| optimizer.pt, scheduler.pt, rng_state*.pth (scaler.pt: fp16 only, unused) | Trainer, torch.save | torch.load, weights_only=True |
 | trainer_state.json, complete.json, *.json, *.jinja | Trainer, tokenizer, this module | JSON, text |
 | training_args.bin | Trainer, a full pickle | by nobody; it is deleted before the mark is written |
-| FSDP: pytorch_model_fsdp.bin, optimizer.bin (FULL_STATE_DICT) | accelerate | torch.load(weights_only=True) |
+| FSDP: pytorch_model_fsdp.bin, optimizer.bin (FULL_STATE_DICT) | accelerate | torch.load, weights_only=True |
 | FSDP: pytorch_model_fsdp_0/, optimizer_0/ (SHARDED_STATE_DICT) | torch.distributed.checkpoint | its `.metadata` is unpickled by torch without restriction: only a checkpoint whose mark fits reaches it |
 
 All of these come from the run's own folder. From outside come models (a Hub id or a folder): safetensors only
