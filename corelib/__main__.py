@@ -40,8 +40,24 @@ def main(argv=None) -> int:
     p.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the command")
     p.add_argument("--machines", type=int, default=1, help="write the run's files and print each machine's command")
 
-    p = verbs.add_parser("evaluate", help="score base, best and final checkpoint of a run", allow_abbrev=False)
-    p.add_argument("run", help="run folder")
+    p = verbs.add_parser("evaluate", help="score any checkpoint on benchmarks, or compare two", allow_abbrev=False)
+    p.add_argument("run", nargs="?", default="", help="run folder: base, best and final on its held-out problems")
+    p.add_argument("--checkpoint", default="", help="only this one of the run: base, best, final or a step")
+    p.add_argument("--model", default="", help="folder, Hub id, id@revision, or lab")
+    p.add_argument("--benchmarks", default="", help="comma-separated, or paper for the paper's seven, or lab")
+    p.add_argument("--engine", default="", help="vllm or transformers (default: vllm where a GPU and vLLM are)")
+    p.add_argument("--source", default="", help="folder that holds the problems (default: the Hub)")
+    p.add_argument("--limit", type=int, default=0, help="so many problems of each, at random, always the same")
+    p.add_argument("--k", type=int, help="answers a problem (default: the benchmark's)")
+    p.add_argument("--temperature", type=float, help="0: greedy (default: the benchmark's)")
+    p.add_argument("--max-new-tokens", type=int, help="length of an answer (default: the benchmark's)")
+    p.add_argument("--batch-tokens", type=int, default=40_000, help="transformers: tokens of a batch, answers included")
+    p.add_argument("--seed", type=int, default=0, help="of the draws")
+    p.add_argument("--trained-on", default="", help="training set whose questions a second score leaves out")
+    p.add_argument("--regrade", action="store_true", help="grade stored answers again")
+    p.add_argument("--out", default="", help="folder of the model's answers (default: below outputs/evaluations)")
+    p.add_argument("--dry-run", action="store_true", help="print what would be drawn")
+    p.add_argument("--compare", nargs=2, default=(), metavar=("A", "B"), help="two such folders, paired per question")
 
     p = verbs.add_parser("sweep", help="a queue of runs from a YAML file", allow_abbrev=False)
     p.add_argument("file", help="YAML with profile, methods, seeds, settings")
@@ -49,13 +65,13 @@ def main(argv=None) -> int:
     p.add_argument("--dry-run", action="store_true")
 
     p = verbs.add_parser("bench", help="speed and accuracy beside what one would otherwise use", allow_abbrev=False)
-    p.add_argument("what", choices=["trainer", "answers", "gpu"])
-    p.add_argument("--data", default="", help="bench answers: folder with labelled pairs and completions")
+    p.add_argument("what", choices=["trainer", "answers", "evaluate", "gpu"])
+    p.add_argument("--data", default="", help="bench answers, evaluate: folder with real answers")
     p.add_argument("--steps", type=int, default=15, help="bench trainer: timed steps of each trainer")
     p.add_argument("--size", default="", help="bench gpu: full, small or tiny (default: full on a GPU that holds it)")
     p.add_argument("--sections", default="", help="bench gpu: comma-separated (default: all)")
     p.add_argument("--seconds", type=float, default=420.0, help="bench gpu: budget of the timed rounds")
-    p.add_argument("--out", default="", help="bench gpu: JSON file")
+    p.add_argument("--out", default="", help="bench evaluate, gpu: JSON file")
     p.add_argument("--figure", default="", help="bench gpu: PNG file")
 
     p = verbs.add_parser("doctor", help="versions, devices, and what each profile lacks here", allow_abbrev=False)
@@ -147,7 +163,7 @@ def _execute(plan, args, signal, pipeline) -> int:
 
 
 def train(args) -> int:
-    from corelib import evaluate, launch, runs
+    from corelib import evaluate_run, launch, runs
 
     config = load_config(path=args.config)
     folder = Path(args.out).absolute() if args.out else runs.run_folder(config)
@@ -162,7 +178,7 @@ def train(args) -> int:
         return 0
     launch.train(config, folder)
     if config.test_problems and runs.read_json(folder / "result.json") is None:
-        evaluate.evaluate_run(folder)
+        evaluate_run.evaluate_run(folder)
     print(f"run folder: {folder}")
     return 0
 
@@ -170,14 +186,38 @@ def train(args) -> int:
 def evaluate(args) -> int:
     import json
 
-    from corelib.evaluate import evaluate_run
+    from corelib import evaluate_run, report
+    from corelib.evaluate import evaluate_model, training_texts
+    from corelib.models import identify
 
-    print(
-        json.dumps(
-            evaluate_run(args.run, progress=lambda done, of, left: print(f"{done}/{of} answers, {left:.0f} s left")),
-            indent=1,
-        )
-    )
+    if args.compare:
+        report.show_comparison(report.compare(*args.compare), *args.compare)
+        return 0
+    if bool(args.run) == bool(args.model):
+        raise ValueError("name a run folder, or a model with --model: one of the two")
+    if args.run and not (args.checkpoint or args.benchmarks):
+        print(json.dumps(evaluate_run.evaluate_run(args.run), indent=1))
+        return 0
+    names, config, out = report.chosen(args.benchmarks), None, args.out
+    model = args.model
+    if args.run:
+        model, own, config = evaluate_run.checkpoint_of(args.run, args.checkpoint or "best")
+        out = out or own
+    identify(model)  # a misspelt model is told before anything else
+    seen = args.trained_on or report.trained_on(model, config)
+    try:
+        texts = training_texts(seen, args.source) if seen else ()
+    except ValueError as error:
+        if args.trained_on:
+            raise
+        print(f"no score without the training questions: {error}")
+        texts = ()
+    evaluation = evaluate_model(
+        model, names, out, args.engine, args.source, args.limit, texts, config, args.temperature, args.k,
+        args.max_new_tokens, args.seed, args.batch_tokens, args.regrade, args.dry_run,
+    )  # fmt: skip
+    if not args.dry_run:
+        report.show(evaluation, config)
     return 0
 
 
@@ -186,6 +226,10 @@ def bench(args) -> int:
         from corelib import bench_answers
 
         bench_answers.main(args.data or None)
+    elif args.what == "evaluate":
+        from corelib import bench_evaluate
+
+        bench_evaluate.main(args.data, args.out)
     elif args.what == "gpu":
         from corelib import bench_gpu
 

@@ -1,132 +1,277 @@
-"""Score a model on held-out problems: draw answers, grade them, say how sure the number is."""
+"""Score a checkpoint on benchmarks: draw each answer once, grade it, say how sure the number is and what lies beside it."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from corelib import runs
-from corelib.config import RunConfig
+from corelib import runs, stored
+from corelib.audit import write_atomically
+from corelib.benchmark_base import Benchmark
+from corelib.benchmark_math import grade_boxed
+from corelib.config import ROOT, RunConfig, load_config
+from corelib.generate import (
+    BATCH_TOKENS,
+    Decoding,
+    Engine,
+    default_engine,
+    encode,
+    mixed_seed,
+    render,
+    stop_ids,
+)
+from corelib.generate import (
+    sample as sample,
+)
+from corelib.models import context_length, identify
+from corelib.stats import Estimate, avg_at_k, maj_at_k, pass_at_k
+
+KINDS = ("level", "subject", "category", "difficulty")  # columns of a problem that scores can be told apart by
+EVALUATIONS = ROOT / "outputs" / "evaluations"
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over problems with its 95 % interval."""
+class Job:
+    """One benchmark, ready to be drawn: its questions, their token ids and the decoding."""
 
-    mean: float
-    low: float
-    high: float
-    problems: int
-    samples: int
-
-    def __str__(self):
-        return f"{100 * self.mean:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
+    benchmark: Benchmark
+    decoding: Decoding
+    questions: list[stored.Question]
+    ids: list[list[int]]
+    folder: Path
 
 
-def avg_at_k(right: Sequence[Sequence[bool]]) -> Estimate:
-    """avg@k: mean over problems of the share of right answers, standard error clustered by problem.
+def prepare(
+    benchmark: Benchmark, engine: Engine, out: Path, source: str, limit: int, config: RunConfig, **given
+) -> Job:
+    """Load the problems, render and measure the prompts. Raises ValueError for what cannot be asked of this model.
 
-    `right[i][j]`: whether answer j to problem i is right. The k answers to one problem are not independent, so the
-    error is sd(per-problem means) / sqrt(N), never that of N * k coins. One answer a problem: the Wilson interval.
-    Raises ValueError for no problems.
-
-    >>> avg_at_k([[True, False], [True, True]]).mean
-    0.75
-    """
-    if not right:
-        raise ValueError("no problems were scored; an accuracy needs at least one")
-    means = [sum(r) / len(r) for r in right]
-    n, mean = len(means), sum(means) / len(means)
-    if all(len(r) == 1 for r in right):
-        from scipy.stats import binomtest
-
-        interval = binomtest(round(mean * n), n).proportion_ci(method="wilson")
-        return Estimate(mean, interval.low, interval.high, n, 1)
-    sd = math.sqrt(sum((m - mean) ** 2 for m in means) / max(n - 1, 1))
-    half = 1.96 * sd / math.sqrt(n)
-    return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0), n, len(right[0]))
-
-
-def sample(
-    model,
-    tokenizer,
-    prompts: Sequence,
-    k: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    batch_tokens: int = 40_000,
-    stop_ids: Sequence[int] = (),
-    progress: Callable | None = None,
-) -> list[list[str]]:
-    """`k` completions of each prompt with transformers; temperature 0 is greedy. Leaves the global RNG as it was.
-
-    `prompts`: strings, or lists of chat messages, which are rendered with the tokenizer's own template.
-    Returns texts[i][j]. Longest prompts go first, so that running out of memory happens at once. A batch holds at most
-    `batch_tokens` tokens, prompt and completion: for Qwen3-4B, 147 kB a token in bf16, a cache of 5.9 GB.
+    `limit` takes that many problems at random, the same ones always. `given`: temperature, k, max_new_tokens, seed; None
+    leaves the benchmark's own.
     """
     import torch
 
-    texts = [
-        p if isinstance(p, str) else tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
-        for p in prompts
+    problems = benchmark.load(source)
+    if limit:
+        problems = problems.shuffle(seed=0).select(range(min(limit, len(problems))))
+    problems = problems.to_list()
+    decoding = Decoding(
+        **{n: benchmark.decoding[n] if given[n] is None else given[n] for n in ("temperature", "k", "max_new_tokens")},
+        stop_ids=tuple(stop_ids(config, engine.tokenizer)), stop=tuple(benchmark.decoding.get("stop", ())),
+        seed=given.get("seed", 0), engine=engine.kind, dtype="bfloat16" if torch.cuda.is_available() else "float32",
+    )  # fmt: skip
+    prompts = render(engine.tokenizer, [benchmark.messages(p) for p in problems])
+    ids = encode(engine.tokenizer, prompts)
+    longest, room = max(map(len, ids)), context_length(engine.checkpoint)
+    if longest + decoding.max_new_tokens > room:
+        raise ValueError(
+            f"{benchmark.name}: the longest prompt has {longest} tokens, and with max_new_tokens={decoding.max_new_tokens} that exceeds "
+            f"the {room} of {engine.checkpoint.name}; give --max-new-tokens of at most {room - longest}"
+            if longest < room
+            else f"{benchmark.name}: the longest prompt has {longest} tokens; {engine.checkpoint.name} reads {room}"
+        )
+    how = asdict(decoding)
+    questions = [
+        stored.Question(stored.digest(engine.checkpoint.digest, how, text, str(p["id"])), text, p)
+        for text, p in zip(prompts, problems, strict=True)
     ]
-    jobs = sorted(((i, t) for i, t in enumerate(texts) for _ in range(k)), key=lambda job: -len(job[1]))
-    out: list[list[str]] = [[] for _ in prompts]
-    device = next(model.parameters()).device
-    eos = list(dict.fromkeys([tokenizer.eos_token_id, *stop_ids]))
-    was_training, started = model.training, time.time()
-    model.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
-        longest = len(tokenizer(jobs[0][1], add_special_tokens=False)["input_ids"]) if jobs else 0
-        batch = max(1, batch_tokens // (longest + max_new_tokens))
-        for start in range(0, len(jobs), batch):
-            chunk = jobs[start : start + batch]
-            inputs = tokenizer(
-                [t for _, t in chunk], return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-            )
-            sampling = (
-                {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-                if temperature
-                else {"do_sample": False}
-            )
-            ids = model.generate(
-                input_ids=inputs["input_ids"].to(device),
-                attention_mask=inputs["attention_mask"].to(device),
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=eos,
-                **sampling,
-            )
-            completions = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for (i, _), text in zip(chunk, completions, strict=True):
-                out[i].append(text)
-            if progress:
-                done = start + len(chunk)
-                progress(done, len(jobs), (time.time() - started) / done * (len(jobs) - done))
-    model.train(was_training)
-    return out
+    return Job(benchmark, decoding, questions, ids, out / f"{benchmark.name}-{stored.digest(how, size=8)}")
 
 
-def stop_ids(config: RunConfig, tokenizer) -> list[int]:
-    """Token ids that end a completion: the tokenizer's EOS and the configured stop tokens that it knows."""
-    known = tokenizer.get_vocab()
-    return list(dict.fromkeys([tokenizer.eos_token_id, *(known[t] for t in config.stop_tokens.split() if t in known)]))
+def answer(job: Job, engine: Engine, regrade: bool = False, say: Callable = print):
+    """All answers of a job as a DataFrame, a row a completion; only what is not stored yet is drawn."""
+    seeds = [mixed_seed(job.decoding.seed, q.key) for q in job.questions]
+    table = stored.collect(
+        job.folder, job.questions, engine.plan(job.ids, job.decoding),
+        lambda batch: engine.draw([job.ids[i] for i in batch], [seeds[i] for i in batch], job.decoding),
+        job.benchmark.grade, regrade, say, job.benchmark.name,
+    )  # fmt: skip
+    problems = {str(q.problem["id"]): q.problem for q in job.questions}
+    for kind in KINDS:
+        if kind in job.questions[0].problem:
+            table[kind] = [problems[i][kind] for i in table["id"]]
+    scores = table.drop(columns=["prompt", "completion"])
+    write_atomically(job.folder / "scores.parquet", lambda partial: scores.to_parquet(partial, index=False))
+    return table
+
+
+def score(table, benchmark: Benchmark, seen: Iterable = ()) -> dict:
+    """What is reported of one benchmark: avg@k, with several draws also pass@k and maj@k, each with its interval; shares
+    of truncated, unparsed and timed-out answers; the score without the questions `seen` in training.
+
+    A truncated answer ran into the token limit, an unparsed one holds nothing to grade; both count as wrong.
+    """
+    right = verdicts(table)
+    k = len(right[0])
+    estimate = mean_of_four(table["detail"]) if benchmark.harness == "ifeval" else avg_at_k(right)
+    row = {
+        "title": benchmark.title, "metric": benchmark.metric, **asdict(estimate),
+        "truncated": float((table["finish"] == "length").mean()), "unparsed": float(table["answer"].isna().mean()),
+        "timeouts": float((table["detail"] == "timeout").mean()), "tokens": float(table["tokens"].mean()),
+    }  # fmt: skip
+    if k > 1:
+        row[f"pass@{k}"] = asdict(pass_at_k(right, k))
+        if getattr(benchmark.grade, "func", benchmark.grade) is grade_boxed:
+            answers = [[a if isinstance(a, str) else None for a in g] for _, g in by_question(table)["answer"]]
+            row[f"maj@{k}"] = asdict(maj_at_k(answers, right, k))
+    if seen := set(map(str, seen)):
+        rest = table[~table["id"].isin(seen)]
+        row["seen_in_training"] = int(table[table["id"].isin(seen)]["id"].nunique())
+        row["without_seen"] = asdict(avg_at_k(verdicts(rest))) if len(rest) else None
+    return row
+
+
+def mean_of_four(details: Iterable[str]) -> Estimate:
+    """IFEval's score, the mean of prompt and instruction accuracy, strict and loose, with its error clustered by prompt.
+
+    Instruction accuracy is a ratio of two sums over prompts, linearised for its error (delta method). `details`: those
+    of `benchmark_harness.grade_ifeval`, one a prompt.
+    """
+    import numpy as np
+
+    rows = [json.loads(detail) for detail in details]
+    length = np.array([len(row["inst_strict"]) for row in rows])
+    parts = [np.array([float(row[f"prompt_{how}"]) for row in rows]) for how in ("strict", "loose")]
+    for how in ("strict", "loose"):
+        followed = np.array([sum(row[f"inst_{how}"]) for row in rows])
+        share = followed.sum() / length.sum()
+        parts.append(share + (followed - share * length) / length.mean())
+    return avg_at_k([[value] for value in np.mean(parts, axis=0)])
+
+
+def by_question(table):
+    """The rows of each question, in the order asked."""
+    return table.groupby("id", sort=False)
+
+
+def verdicts(table) -> list[list[bool]]:
+    """right[i][j]: whether answer j to question i is right; what `corelib.stats` works on."""
+    return [list(map(bool, g)) for _, g in by_question(table)["right"]]
+
+
+def evaluate_model(
+    model: str | Path,
+    benchmarks: Sequence[str | Benchmark],
+    out: str | Path = "",
+    engine: str = "",
+    source: str = "",
+    limit: int = 0,
+    trained_on: Sequence[str] = (),
+    config: RunConfig | None = None,
+    temperature: float | None = None,
+    k: int | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
+    regrade: bool = False,
+    dry_run: bool = False,
+    say: Callable = print,
+) -> dict:
+    """Score a checkpoint; writes and returns evaluation.json of the folder `out` (default: one a model below outputs/).
+
+    model: folder, Hub id, `id@revision` or `lab`; benchmarks: names, see `corelib.benchmarks.table`; source: folder that
+    holds the problems, empty for the Hub; trained_on: training questions (`training_texts`), without which a second score
+    is given; config: the run that made the model, for its stop tokens. Raises ValueError for what cannot be asked, before
+    the model is loaded, and RuntimeError for a folder that holds another model's answers.
+    """
+    checkpoint = identify(model)
+    out = Path(out) if out else EVALUATIONS / checkpoint.label
+    known = runs.read_json(out / "evaluation.json") or {}
+    if known.get("digest", checkpoint.digest) != checkpoint.digest:
+        raise RuntimeError(
+            f"{out} holds answers of {known['model']} ({known['digest']}), not of {model} ({checkpoint.digest}); use another folder"
+        )
+    answering = Engine(checkpoint, engine or default_engine(), batch_tokens)
+    given = {"temperature": temperature, "k": k, "max_new_tokens": max_new_tokens, "seed": seed}
+    chosen = [b if isinstance(b, Benchmark) else named(b) for b in benchmarks]
+    jobs = [prepare(b, answering, out, source, limit, config or RunConfig(), **given) for b in chosen]
+    say(
+        f"{model} ({checkpoint.digest}{', commit ' + checkpoint.revision if checkpoint.revision else ''}), {answering.kind}, answers in {out}"
+    )
+    if dry_run:
+        for job in jobs:
+            _say_plan(job, answering, say)
+        return known
+    for job in jobs:
+        table = answer(job, answering, regrade, say)
+        row = score(table, job.benchmark, _seen(job, trained_on))
+        row |= {"answers": job.folder.name, "decoding": asdict(job.decoding), "of": job.benchmark.size}
+        with stored.alone(out, say):
+            known = runs.read_json(out / "evaluation.json") or {}
+            known |= {
+                "model": str(model),
+                "path": checkpoint.path,
+                "revision": checkpoint.revision,
+                "digest": checkpoint.digest,
+            }
+            known |= {
+                "versions": runs.versions(),
+                "benchmarks": known.get("benchmarks", {}) | {job.benchmark.name: row},
+            }
+            runs.write_json(out / "evaluation.json", known)
+        say(f"{job.benchmark.title}: {Estimate(*(row[f] for f in Estimate.__dataclass_fields__))}")
+    return known
+
+
+def _say_plan(job: Job, engine: Engine, say: Callable) -> None:
+    there = {key for frame in stored.read(job.folder, say).values() for key in frame["key"]}
+    left = [i for i, q in enumerate(job.questions) if q.key not in there]
+    d = job.decoding
+    say(
+        f"{job.benchmark.name}: {len(job.questions)} questions x {d.k}, {len(left)} to draw in {len(engine.plan([job.ids[i] for i in left], d))} batches; "
+        f"{'greedy' if not d.temperature else f'temperature {d.temperature}'}, prompts of at most {max(map(len, job.ids))} tokens, "
+        f"answers of at most {d.max_new_tokens}"
+    )
+
+
+def training_texts(dataset: str, source: str = "") -> list[str]:
+    """All questions of a training set, both views; none for the lab, whose splits share no problem."""
+    if dataset == "lab":
+        return []
+    from corelib.data import load_pairs
+
+    pairs, _ = load_pairs(dataset, source)
+    return [*pairs["question"], *pairs["rephrased"]]
+
+
+def _seen(job: Job, texts: Sequence[str]) -> set:
+    """Ids of the job's questions that are among the training set's."""
+    if not texts:
+        return set()
+    import datasets
+
+    from corelib.benchmarks import overlap
+
+    rows = [{"id": q.problem["id"], "question": q.problem["question"]} for q in job.questions]
+    return overlap(datasets.Dataset.from_list(rows), texts)
+
+
+def named(name: str) -> Benchmark:
+    """A benchmark of `corelib.benchmarks`, or `lab`: the lab's held-out problems. Raises ValueError with the names there are."""
+    if name == "lab":
+        return held_out(load_config("lab"))
+    from corelib.benchmarks import find
+
+    return find(name)
+
+
+def held_out(config: RunConfig) -> Benchmark:
+    """The held-out test problems of a run, asked as in training and graded by mathematical equivalence."""
+    return Benchmark(
+        name=config.eval_dataset, title=f"{config.eval_dataset}, held out", source=config.eval_dataset, split="test",
+        size=config.test_problems, prompt="as in training", shots=0,
+        decoding={"temperature": config.eval_temperature, "k": config.test_samples, "max_new_tokens": config.max_completion_tokens},
+        metric=f"avg@{config.test_samples}", grader="last \\boxed{}, mathematical equivalence", paper="not used", differs="",
+        load=lambda source: problems_of(config, "test"), messages=lambda p: prompt_of(config, p["question"]), grade=grade_boxed,
+    )  # fmt: skip
 
 
 def grade(texts: Sequence[Sequence[str]], answers: Sequence[str]) -> list[list[bool]]:
     """Whether each completion's last boxed answer equals the gold answer."""
-    from corelib.answers import equivalent, extract
-
     return [
-        [(a := extract(t)) is not None and equivalent(gold, a) for t in row]
-        for row, gold in zip(texts, answers, strict=True)
+        [v.right for v in grade_boxed(list(row), {"answer": gold})] for row, gold in zip(texts, answers, strict=True)
     ]
 
 
@@ -143,98 +288,6 @@ def problems_of(config: RunConfig, split: str):
     used = config.eval_problems
     picked = range(min(used, len(problems))) if split == "validation" else range(used, min(used + n, len(problems)))
     return problems.select(picked)
-
-
-def load_model(folder: str | Path):
-    """Model (fp32 on CPU, bf16 on GPU) and tokenizer of a checkpoint folder or Hub id; no remote code."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=torch.bfloat16 if gpu else torch.float32, trust_remote_code=False
-    )
-    return model.to("cuda" if gpu else "cpu"), AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-
-
-def graded(stored: Path):
-    """The stored answers of a checkpoint as a DataFrame, graded afresh: a better grader needs no new answers."""
-    import pandas as pd
-
-    frame = pd.read_parquet(stored)
-    return frame.assign(right=[m[0] for m in grade([[t] for t in frame["completion"]], frame["answer"])])
-
-
-def evaluate_run(folder: str | Path, progress: Callable | None = None) -> dict:
-    """Score base, best and final checkpoint of a finished run on its held-out test problems; write result.json.
-
-    Raises RuntimeError when the run is not done. Answers are kept in
-    evaluation/ (the base model's beside the runs) and not drawn twice; grading reads them.
-    """
-    import pandas as pd
-
-    from corelib.config import load_config
-
-    folder = Path(folder)
-    status, manifest = runs.read_status(folder), runs.read_json(folder / "manifest.json")
-    if status.get("state") != "done" or manifest is None:
-        raise RuntimeError(f"{folder} is {status.get('state', 'not a run')}; train it first (the same command resumes)")
-    config = load_config(**manifest["config"])
-    if not config.test_problems:
-        raise RuntimeError(
-            f"{folder.name} names no held-out test problems: set test_problems (and eval_dataset) before training"
-        )
-    problems = problems_of(config, "test")
-    (folder / "evaluation").mkdir(exist_ok=True)
-    scores = {}
-    # The base model's answers are the same for every run with these problems and this decoding: drawn once
-    asked = [config.base_model, config.test_problems, config.test_samples, config.eval_temperature, config.max_completion_tokens, config.eval_dataset, config.eval_problems]  # fmt: skip
-    base_file = folder.parent / "base" / f"{hashlib.sha256(repr(asked).encode()).hexdigest()[:12]}.parquet"
-    for which, path in (("base", config.base_model), ("best", folder / "best"), ("final", folder / "final")):
-        stored = base_file if which == "base" else folder / "evaluation" / f"{which}.parquet"
-        if not stored.is_file():
-            model, tokenizer = load_model(path)
-            texts = sample(
-                model, tokenizer, [prompt_of(config, q) for q in problems["question"]], config.test_samples, config.eval_temperature,
-                config.max_completion_tokens, seed=0, stop_ids=stop_ids(config, tokenizer), progress=progress,
-            )  # fmt: skip
-            level = problems["level"] if "level" in problems.column_names else [""] * len(problems)
-            rows = [
-                {"id": i, "level": v, "sample": j, "prompt": q, "completion": t, "answer": a}
-                for i, v, q, a, row in zip(
-                    problems["id"], level, problems["question"], problems["answer"], texts, strict=True
-                )
-                for j, t in enumerate(row)
-            ]
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            temporary = stored.with_name(f"{stored.name}.{os.getpid()}")
-            pd.DataFrame(rows).to_parquet(temporary)
-            temporary.replace(stored)
-        frame = graded(stored)
-        scores[which] = avg_at_k([list(g) for _, g in frame.groupby("id")["right"]])
-        frame.to_parquet(folder / "evaluation" / f"{which}.graded.parquet")
-    metrics = runs.load_metrics(folder)
-    last = metrics.tail(10)
-    has_labels = "gt/label_accuracy" in metrics
-    result = {
-        "method": config.method,
-        "model": config.model,
-        "dataset": config.dataset,
-        "seed": config.seed,
-        "base_accuracy": scores["base"].mean,
-        "best_accuracy": scores["best"].mean,
-        "final_accuracy": scores["final"].mean,
-        "intervals": {k: [s.low, s.high] for k, s in scores.items()},
-        "final_reward": float(last["reward"].mean()),
-        "label_accuracy": float(last["gt/label_accuracy"].mean()) if has_labels else None,
-        "collapsed": bool(scores["final"].mean < 0.5 * scores["best"].mean),
-        "best_step": status.get("best_step"),
-        "steps": status["step"],
-        "tokens": status["tokens"],
-        "seconds": status["seconds"],
-    }
-    runs.write_json(folder / "result.json", result)
-    return result
 
 
 def prompt_of(config: RunConfig, question: str):

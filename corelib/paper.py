@@ -13,8 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from corelib.config import ROOT
-from corelib.evaluate import Estimate
-from corelib.stats import unpaired_difference
+from corelib.stats import Estimate, unpaired_difference
 
 RESULTS = ROOT / "outputs" / "reference" / "paper_results.csv"
 
@@ -170,7 +169,7 @@ def implied_interval(value: float, problems: int, draws: int = 1, metric: str = 
     """95 % interval, in percent, that a test's size alone implies for a printed percentage.
 
     One verdict a problem (also pass@k): Wilson's. Mean of k draws: p ± 1.96 sqrt(p (1 - p) (b + (1 - b) / k) / N) with
-    b = BETWEEN_QUESTIONS, clustered by question as `evaluate.avg_at_k`. IFEval's means and instruction shares count as
+    b = BETWEEN_QUESTIONS, clustered by question as `stats.avg_at_k`. IFEval's means and instruction shares count as
     541 verdicts: the instructions of a prompt are not independent, so this is the cautious end. It holds question
     sampling only; the seed of the training run comes on top and the paper gives one.
 
@@ -296,13 +295,13 @@ def _main_row(results: pd.DataFrame, trained_on: str, backbone: str, method: str
 def beside(ours: pd.DataFrame, trained_on: str, backbone: str, method: str, results: pd.DataFrame | None = None):
     """Our numbers next to the paper's row for the same model, a benchmark a line, in percent.
 
-    `ours`: columns benchmark, mean, low, high, problems, samples (the fields of `evaluate.Estimate`, shares in [0, 1]).
+    `ours`: columns benchmark, mean, low, high, problems, samples (the fields of `stats.Estimate`, shares in [0, 1]).
     Adds the paper's value, interval, test size and draws (columns paper and *_paper), its flag and note, the difference
     (ours - paper) with the interval of two numbers that share nothing, and a verdict: `within noise`, `above the paper`,
     `below the paper`, `not comparable:` with the flag, or `not in the paper`. Raises ValueError for missing columns or
     rows, and for a row that the paper lacks.
 
-    >>> from corelib.evaluate import avg_at_k
+    >>> from corelib.stats import avg_at_k
     >>> ours = pd.DataFrame([{"benchmark": "math500", **vars(avg_at_k([[True]] * 380 + [[False]] * 120))}])
     >>> beside(ours, "open-rs", "Qwen3-4B-Base", "gt")[["ours", "paper", "difference", "verdict"]].values.tolist()
     [[76.0, 78.8, -2.8, 'within noise']]

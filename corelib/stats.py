@@ -9,14 +9,39 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import comb, prod, sqrt
 from typing import NamedTuple
 
 import numpy as np
 
-from corelib.evaluate import Estimate
+NORMAL = 1.96  # the 97.5 % point of the normal distribution
 
-NORMAL = 1.96  # the 97.5 % point that `evaluate.avg_at_k` uses
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over problems with its 95 % interval, as shares; `samples` answers a problem."""
+
+    mean: float
+    low: float
+    high: float
+    problems: int
+    samples: int
+
+    def __str__(self):
+        return f"{100 * self.mean:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+def avg_at_k(right: Sequence[Sequence[bool]]) -> Estimate:
+    """avg@k: mean over problems of the share of right answers, standard error clustered by problem.
+
+    The k answers to one problem are not independent, so the error is sd(per-problem means) / sqrt(N), never that of
+    N * k coins. One answer a problem, or all alike: the Wilson interval. Raises ValueError for no problems.
+
+    >>> avg_at_k([[True, False], [True, True]]).mean
+    0.75
+    """
+    return _clustered([sum(row) / len(row) for row in right], len(right[0]) if right else 0)
 
 
 def wilson(right: int, n: int) -> Estimate:

@@ -1,57 +1,409 @@
-import math
-import random
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from corelib import evaluate, lab, runs, train
+from corelib import evaluate, generate, lab, models, report, runs, stored, train
+from corelib.benchmark_base import Verdict
 from corelib.config import load_config
+from corelib.evaluate_run import checkpoint_of, evaluate_run
+from corelib.stats import avg_at_k
 
 
-def test_avg_at_k_is_clustered_by_problem():
-    rng = random.Random(0)
-    right = [[rng.random() < p for _ in range(8)] for p in [rng.random() for _ in range(50)]]
-    e = evaluate.avg_at_k(right)
-    means = [sum(r) / 8 for r in right]
-    mean = sum(means) / 50
-    se = math.sqrt(sum((m - mean) ** 2 for m in means) / 49 / 50)
-    assert e.mean == pytest.approx(mean) and e.high - e.mean == pytest.approx(1.96 * se)
-    naive = 1.96 * math.sqrt(mean * (1 - mean) / 400)
-    assert e.high - e.mean > 1.3 * naive  # treating 400 draws as independent would be too sure
-
-
-def test_one_answer_a_problem_is_wilson():
-    from scipy.stats import binomtest
-
-    e = evaluate.avg_at_k([[True]] * 9 + [[False]])
-    low, high = binomtest(9, 10).proportion_ci(method="wilson")
-    assert (e.low, e.high) == (low, high) and e.high < 1
-    with pytest.raises(ValueError, match="no problems"):
-        evaluate.avg_at_k([])
+def quiet(_):
+    pass
 
 
 @pytest.fixture(scope="module")
 def base():
-    return evaluate.load_model(lab.BASE_MODEL)
+    return models.load_model(lab.BASE_MODEL)
 
 
-def test_sample_is_seeded_ordered_and_leaves_the_random_state(base):
+def test_sample_is_seeded_ordered_and_leaves_model_and_random_state(base):
     model, tokenizer = base
     prompts = [p.text("original") for p in lab.problems(6, "test", 0)]
     torch.manual_seed(7)
-    before = torch.random.get_rng_state()
-    a = evaluate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=1)
-    assert torch.equal(torch.random.get_rng_state(), before)
+    before, defaults = torch.random.get_rng_state(), model.generation_config
+    model.train()
+    a = generate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before) and model.training and model.generation_config is defaults
+    model.eval()
     assert (
         a
-        == evaluate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=1)
-        != evaluate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=2)
+        == generate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=1)
+        != generate.sample(model, tokenizer, prompts, 3, 1.0, 24, seed=2)
     )
     assert len(a) == 6 and all(len(row) == 3 for row in a)
-    greedy = evaluate.sample(model, tokenizer, prompts, 2, 0.0, 24, seed=1)
+    greedy = generate.sample(model, tokenizer, prompts, 2, 0.0, 24, seed=1)
     assert all(row[0] == row[1] for row in greedy)
-    one_by_one = [evaluate.sample(model, tokenizer, [p], 1, 0.0, 24, seed=1)[0][0] for p in prompts]
+    one_by_one = [generate.sample(model, tokenizer, [p], 1, 0.0, 24, seed=1)[0][0] for p in prompts]
     assert [row[0] for row in greedy] == one_by_one  # batching and padding change nothing, order is kept
+
+
+def test_completions_count_their_tokens_and_say_how_they_ended(base):
+    model, tokenizer = base
+    ids = generate.encode(tokenizer, [p.text("original") for p in lab.problems(8, "test", 0)])
+    (long,), (short,) = (generate.with_transformers(model, tokenizer, ids[:1], 1, 0.0, n, [0], [1])[0] for n in (24, 4))
+    made = model.generate(torch.tensor(ids[:1]), max_new_tokens=24, do_sample=False, eos_token_id=1)[0, len(ids[0]) :]
+    assert made[-1] == 1 and long == (tokenizer.decode(made[:-1]), len(made), "stop")
+    assert short == (tokenizer.decode(made[:4]), 4, "length")
+    rows = generate.with_transformers(model, tokenizer, ids, 1, 0.0, 24, [0] * 8, [1], stop_texts=["\\boxed{"])
+    for (cut,), (whole,) in zip(
+        rows, generate.with_transformers(model, tokenizer, ids, 1, 0.0, 24, [0] * 8, [1]), strict=True
+    ):
+        assert cut.text == whole.text[: whole.text.index("\\boxed{") + len("\\boxed{")] and cut.finish == "stop"
+        assert cut.tokens == len(tokenizer(cut.text)["input_ids"])
+
+
+def test_defaults_of_the_checkpoint_do_not_reach_the_draw(base):
+    model, tokenizer = base
+    prompts = [p.text("original") for p in lab.problems(20, "test", 0)]
+    plain = generate.sample(model, tokenizer, prompts, 2, 1.0, 24, seed=0)
+    before = model.generation_config.to_dict()
+    try:
+        model.generation_config.update(repetition_penalty=1.5, top_k=1, top_p=0.1, min_p=0.9)
+        assert generate.sample(model, tokenizer, prompts, 2, 1.0, 24, seed=0) == plain
+    finally:
+        model.generation_config = type(model.generation_config).from_dict(before)
+
+
+def test_autocast_computes_in_bf16_over_fp32_weights(base):
+    model, tokenizer = base
+    seen = set()
+    hook = model.model.layers[0].mlp.register_forward_hook(lambda m, i, o: seen.add((o.dtype, m.up_proj.weight.dtype)))
+    try:
+        generate.sample(model, tokenizer, ["Q 1 + 2 = ?"], 1, 0.0, 2, seed=0, autocast_dtype=torch.bfloat16)
+        generate.sample(model, tokenizer, ["Q 1 + 2 = ?"], 1, 0.0, 2, seed=0)
+    finally:
+        hook.remove()
+    assert seen == {(torch.bfloat16, torch.float32), (torch.float32, torch.float32)}
+
+
+def test_batches_hold_every_prompt_once_longest_first_within_the_budget():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 60, 200).tolist()
+    made = generate.batches(lengths, k=3, max_new_tokens=10, batch_tokens=600)
+    assert sorted(i for b in made for i in b) == list(range(200))
+    flat = [lengths[i] for b in made for i in b]
+    assert flat == sorted(lengths, reverse=True)
+    for batch in made:
+        assert len(batch) == 1 or len(batch) * 3 * (max(lengths[i] for i in batch) + 10) <= 600
+    assert generate.batches([500], 3, 10, 600) == [[0]]  # too long for the budget: alone, not lost
+
+
+def test_messages_need_a_chat_template(base):
+    with pytest.raises(ValueError, match="no chat template"):
+        generate.render(base[1], [[{"role": "user", "content": "hello"}]])
+
+
+def test_decoding_that_makes_no_sense_is_refused():
+    how = dict(stop_ids=(1,), stop=(), seed=0, engine="transformers", dtype="float32")
+    with pytest.raises(ValueError, match="greedy answers to one question are all alike"):
+        generate.Decoding(0.0, 4, 10, **how)
+    with pytest.raises(ValueError, match="at least 1"):
+        generate.Decoding(1.0, 0, 10, **how)
+
+
+def test_missing_vllm_says_so_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(generate.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        RuntimeError, match="conda env create -f environment.yml, or use --engine transformers|environment.yml"
+    ):
+        evaluate.evaluate_model("lab", ["lab"], engine="vllm", say=quiet)
+    with pytest.raises(ValueError, match="unknown engine 'vlm'"):
+        evaluate.evaluate_model("lab", ["lab"], engine="vlm", say=quiet)
+
+
+# --- which model is it
+
+
+def test_identity_is_that_of_the_weights(tmp_path, base, monkeypatch):
+    model, tokenizer = base
+    for name in ("a", "b", "c"):
+        tokenizer.save_pretrained(tmp_path / name)
+        model.save_pretrained(tmp_path / name)
+    a = models.identify(tmp_path / "a")
+    assert a.digest == models.identify(tmp_path / "b").digest and a.revision is None
+    with torch.no_grad():
+        weight = model.model.layers[1].mlp.up_proj.weight
+        weight[3, 5] += 1
+        model.save_pretrained(tmp_path / "c")
+        weight[3, 5] -= 1
+    assert models.identify(tmp_path / "c").digest != a.digest
+    monkeypatch.setattr(models, "WHOLE", 0)  # as a large file: sampled
+    sampled = {name: models.identify(tmp_path / name).digest for name in "abc"}
+    assert sampled["a"] == sampled["b"]
+    (tmp_path / "empty").mkdir()
+    for wrong, message in (("no/such/folder", "neither a folder here nor a Hub id"), (tmp_path / "empty", "no weights"), ("OWNER/NAME", "hf download")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            models.identify(wrong)
+
+
+def test_lora_checkpoint_is_merged(tmp_path, base):
+    from peft import LoraConfig, get_peft_model
+
+    whole, tokenizer = models.load_model(lab.BASE_MODEL)
+    adapted = get_peft_model(whole, LoraConfig(r=4, target_modules=["up_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged, own = models.load_model(tmp_path / "adapter")
+    assert own.get_vocab() == tokenizer.get_vocab() and not [n for n, _ in merged.named_parameters() if "lora" in n]
+    ids = torch.tensor([[5, 20, 8, 21]])
+    with torch.no_grad():
+        assert torch.allclose(merged(ids).logits, adapted.eval()(ids).logits, atol=1e-4)
+        assert not torch.allclose(merged(ids).logits, base[0](ids).logits, atol=1e-2)
+    assert models.context_length(models.identify(tmp_path / "adapter")) == 64
+
+
+# --- never twice
+
+
+COMMAND = [sys.executable, *"-m corelib evaluate --model lab --benchmarks lab --batch-tokens 1500 --limit 60".split()]
+
+
+def shards(out):
+    return {p: p.stat().st_mtime_ns for p in out.glob("*/*.parquet") if p.name != "scores.parquet"}
+
+
+def test_killed_evaluation_goes_on_where_it_was(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = evaluate.evaluate_model("lab", ["lab"], whole, batch_tokens=1500, limit=60, say=quiet)
+    child = subprocess.Popen([*COMMAND, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(shards(killed)) < 3 and time.time() < deadline and child.poll() is None:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    before = shards(killed)
+    assert 3 <= len(before) < len(shards(whole)) and not (killed / "evaluation.json").exists()
+    said = []
+    resumed = evaluate.evaluate_model("lab", ["lab"], killed, batch_tokens=1500, limit=60, say=said.append)
+    after = shards(killed)
+    assert before.items() <= after.items() and len(after) == len(shards(whole))  # none written again
+    keys = [k for p in after for k in pd.read_parquet(p)[["key", "sample"]].itertuples(index=False, name=None)]
+    assert len(keys) == len(set(keys)) == 60 * 8  # no question was drawn twice
+    assert any("of 60 questions are answered already" in line for line in said)
+    assert resumed["benchmarks"] == expected["benchmarks"]
+    columns = ["id", "sample", "completion", "answer", "right"]
+    same = [report.load_answers(out, "lab")[columns] for out in (whole, killed)]
+    pd.testing.assert_frame_equal(*same)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A benchmark of 12 lab problems x 2, evaluated once."""
+    test = evaluate.held_out(load_config("lab", test_problems=12, test_samples=2))
+    out = tmp_path_factory.mktemp("small")
+    return test, out, evaluate.evaluate_model("lab", [test], out, batch_tokens=200, say=quiet)
+
+
+def forbid(monkeypatch):
+    monkeypatch.setattr(generate, "with_transformers", lambda *_, **__: pytest.fail("answers were drawn again"))
+
+
+def test_damaged_shard_is_named_and_only_its_questions_drawn_again(small, tmp_path, monkeypatch):
+    import shutil
+
+    test, out, first = small
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    victim = sorted(shards(copy))[1]
+    lost = set(pd.read_parquet(victim)["key"])
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 3] ^= 1  # one bit, somewhere in the data
+    victim.write_bytes(content)
+    drawn, said, draw = [], [], generate.with_transformers
+    monkeypatch.setattr(generate, "with_transformers", lambda m, t, ids, *a, **k: drawn.extend(ids) or draw(m, t, ids, *a, **k))  # fmt: skip
+    again = evaluate.evaluate_model("lab", [test], copy, batch_tokens=200, say=said.append)
+    assert len(drawn) == len(lost) and any(victim.name in line and "is damaged" in line for line in said)
+    assert again["benchmarks"] == first["benchmarks"] and victim.with_suffix(".damaged").exists()
+    pd.testing.assert_frame_equal(report.load_answers(out, "lab"), report.load_answers(copy, "lab"))
+
+
+def test_another_grader_regrades_without_drawing(small, monkeypatch):
+    test, out, first = small
+    forbid(monkeypatch)
+    assert evaluate.evaluate_model("lab", [test], out, say=quiet)["benchmarks"] == first["benchmarks"]
+    graded = []
+
+    def harsh(completions, problem):
+        graded.append(problem["id"])
+        return [Verdict(None, False, "timeout") for _ in completions]
+
+    before = shards(out)
+    evaluate.evaluate_model("lab", [replace(test, grade=harsh)], out, say=quiet)
+    assert not graded and shards(out) == before  # the same grader sources: verdicts are read
+    monkeypatch.setattr(stored, "grader_version", lambda: "a better grader")
+    row = evaluate.evaluate_model("lab", [replace(test, grade=harsh)], out, say=quiet)["benchmarks"]["lab"]
+    assert sorted(graded) == list(range(12)) and (row["mean"], row["timeouts"], row["unparsed"]) == (0, 1, 1)
+    monkeypatch.undo()
+    forbid(monkeypatch)
+    assert evaluate.evaluate_model("lab", [test], out, say=quiet)["benchmarks"] == first["benchmarks"]
+    with pytest.raises(RuntimeError, match="drawn"):
+        monkeypatch.setattr(
+            generate, "with_transformers", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("drawn"))
+        )
+        evaluate.evaluate_model("lab", [test], out, seed=1, say=quiet)  # another seed is another decoding
+
+
+def test_more_problems_draw_only_the_new_ones(small, monkeypatch):
+    test, out, _ = small
+    more = evaluate.held_out(load_config("lab", test_problems=15, test_samples=2))
+    drawn, draw = [], generate.with_transformers
+    monkeypatch.setattr(generate, "with_transformers", lambda m, t, ids, *a, **k: drawn.extend(ids) or draw(m, t, ids, *a, **k))  # fmt: skip
+    row = evaluate.evaluate_model("lab", [more], out, batch_tokens=200, say=quiet)["benchmarks"]["lab"]
+    assert len(drawn) == 3 and row["problems"] == 15
+    forbid(monkeypatch)
+    row = evaluate.evaluate_model("lab", [test], out, say=quiet)["benchmarks"]["lab"]
+    assert row["problems"] == 12
+    assert evaluate.evaluate_model("lab", [test], out, limit=5, say=quiet)["benchmarks"]["lab"]["problems"] == 5
+    evaluate.evaluate_model("lab", [test], out, say=quiet)
+
+
+def test_folder_of_another_model_is_refused(small, tmp_path, base):
+    test, out, _ = small
+    base[0].save_pretrained(tmp_path)
+    base[1].save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="holds answers of lab"):
+        evaluate.evaluate_model(tmp_path, [test], out, say=quiet)
+
+
+def test_too_long_a_question_is_refused_before_the_model_is_loaded(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(generate, "load_model", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=r"give --max-new-tokens of at most 5\d"):
+        evaluate.evaluate_model("lab", [small[0]], tmp_path, max_new_tokens=64, say=quiet)
+
+
+def test_dry_run_draws_nothing_and_says_what_is_left(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "load_model", lambda *_: pytest.fail("loaded"))
+    said = []
+    evaluate.evaluate_model("lab", [small[0]], tmp_path, batch_tokens=200, dry_run=True, say=said.append)
+    assert "12 questions x 2, 24" not in said[-1] and "12 questions x 2, 12 to draw in " in said[-1]
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+# --- what is reported
+
+
+def frame(rows):
+    return pd.DataFrame([{"finish": "stop", "detail": "", "tokens": 1} | row for row in rows])
+
+
+def test_score_by_hand():
+    def row(i, answer, right, **more):
+        return {"id": i, "answer": answer, "right": right} | more
+
+    table = frame(
+        [
+            row("x", "1", True), row("x", "1.0", True), row("x", "2", False), row("x", None, False, finish="length"),
+            row("y", "3", False, detail="timeout"), row("y", "4", False), row("y", "4", False), row("y", "5", True, tokens=9),
+        ]
+    )  # fmt: skip
+    test = evaluate.held_out(load_config("lab"))
+    got = evaluate.score(table, test, seen=["y"])
+    assert got["mean"] == (2 / 4 + 1 / 4) / 2 and got["problems"] == 2 and got["samples"] == 4
+    assert (got["truncated"], got["unparsed"], got["timeouts"], got["tokens"]) == (1 / 8, 1 / 8, 1 / 8, 2)
+    assert got["pass@4"]["mean"] == 1 and got["maj@4"]["mean"] == 0.5  # the vote of x is 1, that of y is 4
+    assert got["seen_in_training"] == 1 and got["without_seen"]["mean"] == 0.5
+    assert "without_seen" not in evaluate.score(table, test)
+
+
+def test_mean_of_four_is_the_paper_s_and_its_error_that_of_resampled_prompts():
+    rng = np.random.default_rng(0)
+    details = []
+    for _ in range(300):
+        strict = (rng.random(rng.integers(1, 4)) < rng.choice([0.3, 0.8])).tolist()
+        loose = [s or rng.random() < 0.2 for s in strict]
+        row = {"prompt_strict": all(strict), "prompt_loose": all(loose), "inst_strict": strict, "inst_loose": [bool(x) for x in loose]}  # fmt: skip
+        details.append(json.dumps(row))
+
+    def four(chosen):
+        rows = [json.loads(d) for d in chosen]
+        parts = [np.mean([r[f"prompt_{h}"] for r in rows]) for h in ("strict", "loose")]
+        return np.mean(parts + [np.mean([x for r in rows for x in r[f"inst_{h}"]]) for h in ("strict", "loose")])
+
+    e = evaluate.mean_of_four(details)
+    assert e.mean == pytest.approx(four(details)) and e.problems == 300
+    resampled = np.std([four(rng.choice(details, 300)) for _ in range(400)])
+    assert (e.high - e.low) / 2 / 1.96 == pytest.approx(resampled, rel=0.15)
+
+
+def test_comparison_is_paired_on_common_questions(tmp_path):
+    def store(name, right, benchmark="b", **decoding):
+        folder = tmp_path / name / benchmark
+        rows = [{"id": str(i), "sample": j, "key": f"{i}", "right": r} for i, row in right.items() for j, r in enumerate(row)]  # fmt: skip
+        folder.mkdir(parents=True)
+        pd.DataFrame(rows).to_parquet(folder / "scores.parquet")
+        known = runs.read_json(tmp_path / name / "evaluation.json") or {"benchmarks": {}}
+        known["benchmarks"][benchmark] = {"answers": benchmark, "mean": 0.5, "decoding": decoding}
+        runs.write_json(tmp_path / name / "evaluation.json", known)
+
+    store("a", {i: [i < 8] for i in range(10)}, k=1)
+    store("b", {i: [1 < i < 8] for i in reversed(range(11))}, k=2)  # other order, one question more
+    got = report.compare(tmp_path / "a", tmp_path / "b").loc["b"]
+    assert (
+        got["difference"] == pytest.approx(0.2) and got["problems"] == 10 and (got["only_a"], got["only_b"]) == (2, 0)
+    )
+    assert got["p"] == got["p_mcnemar"] == got["p_holm"] == 0.5  # 2 of 4 sign patterns are as extreme
+    assert got["note"] == "k differs; 1 questions of one model only"
+    store("a", {0: [True, False]}, "c")
+    store("b", {0: [True, True]}, "c")
+    assert report.compare(tmp_path / "a", tmp_path / "b").loc["b", "p_holm"] == 1.0  # two benchmarks were looked at
+    store("d", {0: [True]}, "z")
+    with pytest.raises(RuntimeError, match="share no benchmark"):
+        report.compare(tmp_path / "a", tmp_path / "d")
+    with pytest.raises(RuntimeError, match="no evaluation.json"):
+        report.compare(tmp_path / "a", tmp_path / "nothing")
+
+
+def test_released_checkpoint_stands_beside_the_paper_s_row(capsys):
+    name = "TMLR-Group-HF/GT-Qwen3-4B-Base-OpenRS"
+    row = {"title": "", "of": 1, "truncated": 0.0, "unparsed": 0.0, "timeouts": 0.0, "samples": 1}
+    scores = {"math500": 0.6, "livecodebench": 0.3, "gsm8k_few_shot": 0.85, "lab": 0.5}
+    rows = {b: row | {"title": b, "mean": v, "low": v - 0.03, "high": v + 0.03, "problems": 500} for b, v in scores.items()}  # fmt: skip
+    evaluation = {"model": name, "digest": "0", "benchmarks": rows}
+    near = report.beside_paper(evaluation).set_index("benchmark")
+    assert near["paper"].dropna().to_dict() == {"math500": 78.8, "livecodebench": 33.5, "gsm8k_few_shot": 85.22}
+    assert near["verdict"]["math500"] == "below the paper" and near["verdict"]["gsm8k_few_shot"] == "within noise"
+    assert (
+        near["verdict"]["livecodebench"].startswith("not comparable") and near["verdict"]["lab"] == "not in the paper"
+    )
+    report.show(evaluation)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "78.80" in said and "livecodebench: the printed value is k/400, a share of release_v1's problems" in said
+    assert report.paper_row("/models/GT-Qwen3-4B-Base-OpenRS") == ("open-rs", "Qwen3-4B-Base", "gt")
+    assert report.paper_row("lab") is None and report.paper_row("x/y", load_config("lab")) is None
+    assert report.trained_on(name) == "open-rs" and report.trained_on("Qwen/Qwen3-4B-Base") == ""
+    with pytest.raises(ValueError, match="--benchmarks"):
+        report.chosen(" ,")
+    assert report.chosen("paper, lab,gsm8k")[:2] == ["math500", "gsm8k"] and report.chosen("paper,lab,lab")[7:] == [
+        "lab"
+    ]
+
+
+def test_overlap_is_left_out_in_a_second_score(tmp_path):
+    test = evaluate.held_out(load_config("lab", test_problems=6, test_samples=2))
+    questions = test.load("")["question"]
+    row = evaluate.evaluate_model("lab", [test], tmp_path, trained_on=[questions[2]], say=quiet)["benchmarks"]["lab"]
+    assert row["seen_in_training"] == 1 and row["without_seen"]["problems"] == 5 and row["problems"] == 6
+
+
+@pytest.mark.slow
+def test_overlap_with_dapo_is_that_of_the_survey(shared_data):
+    texts = evaluate.training_texts("dapo", str(shared_data / "corew_train"))
+    amc = evaluate.named("amc")
+    job = evaluate.Job(amc, None, [stored.Question("", "", p) for p in amc.load(str(shared_data))], [], None)
+    assert len(evaluate._seen(job, texts)) >= 14  # 14 with the same gold; 11 of all sets differ in it
+
+
+# --- a run's checkpoints
 
 
 def test_grade_counts_the_last_box_and_nothing_else():
@@ -62,9 +414,9 @@ def test_run_is_evaluated_once_and_result_json_is_complete(tiny, tmp_path, monke
     config = tiny("majority_voting", learning_rate=1e-3)
     tmp_path = tmp_path / "run"
     with pytest.raises(RuntimeError, match="train it first"):
-        evaluate.evaluate_run(tmp_path)
+        evaluate_run(tmp_path)
     train.train(config, tmp_path)
-    result = evaluate.evaluate_run(tmp_path)
+    result = evaluate_run(tmp_path, say=quiet)
     needed = {
         "method",
         "seed",
@@ -83,19 +435,27 @@ def test_run_is_evaluated_once_and_result_json_is_complete(tiny, tmp_path, monke
     metrics = runs.load_metrics(tmp_path)
     assert result["label_accuracy"] == pytest.approx(metrics["gt/label_accuracy"].dropna().tail(10).mean())
     assert result["tokens"] > 0 and result["steps"] == 2
-    monkeypatch.setattr(evaluate, "sample", None)  # a second call, and another run's base model, draw nothing
-    assert evaluate.evaluate_run(tmp_path) == result
-    import pandas as pd
-
-    frame = pd.read_parquet(tmp_path / "evaluation" / "final.parquet")
-    frame["completion"] = "\\boxed{ " + frame["answer"] + " }"
-    frame.to_parquet(tmp_path / "evaluation" / "final.parquet")
-    assert evaluate.evaluate_run(tmp_path)["final_accuracy"] == 1.0  # graded afresh from what is stored
+    forbid(monkeypatch)  # a second call, and another run's base model, draw nothing
+    assert evaluate_run(tmp_path, say=quiet) == result
+    answers = report.load_answers(tmp_path / "evaluation" / "final", "lab")
+    assert len(answers) == 12 and result["final_accuracy"] == avg_at_k(evaluate.verdicts(answers)).mean
+    assert answers.groupby("level").size().sum() == 12
+    _, out, _ = checkpoint_of(tmp_path, "best")
+    assert out == tmp_path / "evaluation" / "best"
+    with pytest.raises(RuntimeError, match="no checkpoint 7; there are base, best, 2, final"):
+        checkpoint_of(tmp_path, "7")
+    with pytest.raises(RuntimeError, match="not a run folder"):
+        checkpoint_of(tmp_path / "best", "final")
+    (tmp_path / "final").rename(tmp_path / "old")
+    (tmp_path / "best").rename(tmp_path / "final")
+    (tmp_path / "old").rename(tmp_path / "best")
+    monkeypatch.undo()
+    assert evaluate_run(tmp_path, say=quiet)["final_accuracy"] == result["best_accuracy"]  # weights, not names, count
 
 
 def test_methods_without_labels_report_none(tiny, tmp_path):
     train.train(tiny("gt"), tmp_path / "run")
-    assert evaluate.evaluate_run(tmp_path / "run")["label_accuracy"] is None
+    assert evaluate_run(tmp_path / "run", say=quiet)["label_accuracy"] is None
 
 
 def test_validation_and_test_problems_differ_from_training():
@@ -104,3 +464,19 @@ def test_validation_and_test_problems_differ_from_training():
         evaluate.problems_of(config, "test")["question"]
     )
     assert not held & set(train.load_pairs(config)["question"])
+
+
+def test_command_line(tmp_path, capsys):
+    from corelib.__main__ import main
+
+    assert main(["evaluate"]) == 2 and "one of the two" in capsys.readouterr().err
+    assert main(["evaluate", "--model", "lab", "--benchmarks", "nonsense"]) == 2
+    assert "unknown benchmark 'nonsense'" in capsys.readouterr().err
+    common = ["evaluate", "--model", "lab", "--benchmarks", "lab", "--limit", "6", "--k", "1", "--temperature", "0"]
+    assert main([*common, "--out", str(tmp_path / "a"), "--dry-run"]) == 0 and not (tmp_path / "a").exists()
+    assert main([*common, "--out", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().out
+    assert "6 x 1" in said and "6 of 200 problems" in said
+    main([*common[:-1], "0.9", "--out", str(tmp_path / "b")])
+    assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "temperature differs" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 
 from corelib import paper
 from corelib.config import DATASETS, METHOD_NAMES
-from corelib.evaluate import Estimate
+from corelib.stats import Estimate
 from tests.conftest import ROOT
 
 SPECIFICATION = ROOT.parent / "shared" / "reference" / "paper-and-official-code.md"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from corelib import stats
 from corelib.answers import vote
-from corelib.evaluate import Estimate, avg_at_k
+from corelib.stats import Estimate, avg_at_k
 
 
 def verdicts(seed, questions, draws):
@@ -24,7 +24,7 @@ def verdicts(seed, questions, draws):
 
 def test_every_public_function_has_an_example_that_holds():
     public = [f for name, f in inspect.getmembers(stats, inspect.isfunction) if f.__module__ == stats.__name__ and name[0] != "_"]  # fmt: skip
-    assert len(public) == 9
+    assert len(public) == 10
     for function in public:
         assert ">>>" in function.__doc__, function.__name__
     result = doctest.testmod(stats)
