@@ -1,7 +1,7 @@
 """Stock TRL with a colocated engine: what corelib builds on, and that the CPU workarounds of conftest.py are enough."""
 
 from datasets import Dataset
-from models import greedy, save_model
+from tiny_qwen3 import greedy, save_model
 from trl import GRPOConfig, GRPOTrainer
 
 from corelib import lab
@@ -46,4 +46,4 @@ def test_stock_trainer_samples_from_the_policy_it_trains(vllm_on_cpu, tmp_path):
     engine.sync_weights()
     prompts = trainer.processing_class(rows["prompt"][:4])["input_ids"]
     answers = engine.generate(prompts, None, 1)[1]
-    assert answers == greedy(trainer.model, prompts, trainer.processing_class.eos_token_id, 16)
+    assert answers == greedy(trainer.model, prompts, [trainer.processing_class.eos_token_id], 16)

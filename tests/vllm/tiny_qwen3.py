@@ -43,16 +43,15 @@ def move(parameters, scale: float, seed: int) -> None:
             p.add_(scale * torch.randn(p.shape, generator=generator))
 
 
-def greedy(model, prompts: list[list[int]], stop: int, new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+def greedy(model, prompts: list[list[int]], stop: list[int], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
     """The most likely continuation of each prompt by plain forward passes, its stop token included."""
     texts, was_training = [], model.training
     model.eval()
     for prompt in prompts:
         ids = list(prompt)
-        while len(ids) < len(prompt) + new_tokens and (len(ids) == len(prompt) or ids[-1] != stop):
+        while len(ids) < len(prompt) + new_tokens and (len(ids) == len(prompt) or ids[-1] not in stop):
             with torch.no_grad():
-                hidden = model.get_base_model() if hasattr(model, "get_base_model") else model
-                logits = hidden(input_ids=torch.tensor([ids]), use_cache=False).logits
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
             ids.append(int(logits[0, -1].argmax()))
         texts.append(ids[len(prompt) :])
     model.train(was_training)
