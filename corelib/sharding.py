@@ -11,8 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from trl.models import prepare_fsdp
-from trl.trainer import grpo_trainer
 
 
 def mixed_precision(accelerator) -> None:
@@ -34,6 +32,8 @@ def layered_references():
     TRL's `prepare_fsdp` alone makes one unit of it, so that every forward pass holds the whole model twice while it is
     gathered (16 GB for 4B parameters in bf16).
     """
+    from trl.trainer import grpo_trainer
+
     stock = grpo_trainer.prepare_fsdp
     grpo_trainer.prepare_fsdp = prepare_reference
     try:
@@ -44,6 +44,8 @@ def layered_references():
 
 def prepare_reference(model, accelerator):
     """TRL's `prepare_fsdp`, with a unit for each transformer layer. Frozen models only: gradients go with the policy."""
+    from trl.models import prepare_fsdp  # here, for the teacher alone does not need TRL
+
     plugin = accelerator.state.fsdp_plugin
     policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
     for layer in [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]:

@@ -1,9 +1,12 @@
-"""One rank of a torchrun: one generation batch with made-up rollouts; rank 0 writes all rewards and labels.
+"""One rank of several: a few steps with made-up rollouts; rank 0 writes all rewards and labels, and the weights.
+
+    ranks_worker.py FOLDER METHOD:PROMPTS:ROLLOUTS ...
 
 The rollouts are a function of the row's place in the whole batch, so that one process and several see the same batch.
 """
 
 import json
+import os
 import random
 import sys
 import tempfile
@@ -16,6 +19,8 @@ from accelerate.utils import gather_object  # noqa: E402
 from corelib import train  # noqa: E402
 from corelib.config import load_config  # noqa: E402
 from corelib.trainer import CoRewardingTrainer  # noqa: E402
+
+STEPS = 3
 
 
 class FakeRollouts(CoRewardingTrainer):
@@ -34,49 +39,50 @@ class FakeRollouts(CoRewardingTrainer):
         return [tokens(t.split()) for t in texts], None
 
 
-method, prompts, rollouts, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-processes = int(__import__("os").environ.get("WORLD_SIZE", 1))
-config = load_config(
-    "lab",
-    method=method,
-    prompts_per_step=prompts,
-    rollouts=rollouts,
-    steps=1,
-    micro_batch=prompts * rollouts // processes,
-    learning_rate=1e-3,
-)
-tokenizer = train.load_tokenizer(config)
-rows, _ = train.training_rows(config)
-args = train.grpo_config(config, Path(tempfile.mkdtemp()), 1, processes)
-args.save_strategy = "no"
-trainer = FakeRollouts(config, config.base_model, args, rows, tokenizer)
-trainer.log_completions = False
-seen = {}
-original = trainer.judge
-
-
-def judge(**kwargs):
-    labels = []
-    rewards = original(
-        **(kwargs | {"log_extra": lambda name, values: labels.extend(values) if name == "label" else None})
+def run(folder: Path, method: str, prompts: int, rollouts: int) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    config = load_config(
+        "lab",
+        method=method,
+        prompts_per_step=prompts,
+        rollouts=rollouts,
+        steps=STEPS,
+        micro_batch=prompts * rollouts // processes,
+        learning_rate=1e-3,
+        warmup=0,
+        teacher_start=0.5,
     )
-    everyone = gather_object(
-        [
-            {"reward": r, "label": label, "pair": p, "view": v}
-            for r, label, p, v in zip(rewards, labels, kwargs["pair_id"], kwargs["view"], strict=True)
-        ]
-    )
-    seen.update(
-        {
-            "rewards": [e["reward"] for e in everyone],
-            "labels": [e["label"] for e in everyone],
-            "pairs": [[e["pair"], e["view"]] for e in everyone],
-        }
-    )
-    return rewards
+    tokenizer = train.load_tokenizer(config)
+    rows, _ = train.training_rows(config)
+    args = train.grpo_config(config, Path(tempfile.mkdtemp()), STEPS, processes)
+    args.save_strategy = "no"
+    trainer = FakeRollouts(config, config.base_model, args, rows, tokenizer)
+    trainer.log_completions = False
+    seen = {"rewards": [], "labels": [], "pairs": []}
+    original = trainer.judge
+
+    def judge(**kwargs):
+        labels = []
+        rewards = original(
+            **(kwargs | {"log_extra": lambda name, values: labels.extend(values) if name == "label" else None})
+        )
+        everyone = gather_object(list(zip(rewards, labels, kwargs["pair_id"], kwargs["view"], strict=True)))
+        seen["rewards"].append([e[0] for e in everyone])
+        seen["labels"].append([e[1] for e in everyone])
+        seen["pairs"].append([[e[2], e[3]] for e in everyone])
+        return rewards
+
+    trainer.reward_funcs[0] = judge
+    trainer.train()
+    if trainer.teacher is not None:
+        trainer.teacher.save(folder, write=trainer.accelerator.is_main_process)
+    if trainer.accelerator.is_main_process:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+        (folder / "seen.json").write_text(json.dumps(seen))
 
 
-trainer.reward_funcs[0] = judge
-trainer.train()
-if trainer.accelerator.is_main_process:
-    out.write_text(json.dumps(seen))
+for case in sys.argv[2:]:
+    method, prompts, rollouts = case.split(":")
+    out = Path(sys.argv[1]) / method
+    out.mkdir(parents=True, exist_ok=True)
+    run(out, method, int(prompts), int(rollouts))

@@ -1,8 +1,6 @@
 """The trainer on the lab's model: what it overrides, what it labels, how its teacher moves, that it resumes exactly."""
 
 import inspect
-import json
-import os
 import re
 import shutil
 import subprocess
@@ -521,39 +519,6 @@ def test_another_configuration_does_not_continue_a_run(tiny, tmp_path):
     train.train(tiny("gt"), tmp_path)
     with pytest.raises(RuntimeError, match=r"other settings \(method, learning_rate\)"):
         train.train(tiny("majority_voting", learning_rate=0.5), tmp_path)
-
-
-# --- several processes -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "method, prompts, rollouts, ranks",
-    [
-        ("majority_voting", 3, 6, 2),
-        ("co_rewarding_i", 2, 6, 2),
-        ("co_rewarding_ii", 3, 6, 2),
-        pytest.param("co_rewarding_iii", 2, 6, 4, marks=pytest.mark.slow),
-    ],
-)
-def test_ranks_have_the_labels_and_rewards_of_one_process(method, prompts, rollouts, ranks, tmp_path):
-    """3 prompts x 6 rollouts on 2 ranks: a group spans ranks. 1 pair x 2 views: a pair spans ranks."""
-    results = {}
-    for n in (1, ranks):
-        out = tmp_path / f"{n}.json"
-        launcher = (
-            [sys.executable]
-            if n == 1
-            else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
-        )
-        command = [*launcher, str(HERE / "ranks_worker.py"), method, str(prompts), str(rollouts), str(out)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        results[n] = json.loads(out.read_text())
-    assert results[1] == results[ranks]
-    assert len(results[1]["rewards"]) == prompts * rollouts
-    assert 0 < sum(results[1]["rewards"]) < prompts * rollouts
 
 
 def test_a_run_that_is_being_trained_is_not_trained_twice(tiny, tmp_path):
