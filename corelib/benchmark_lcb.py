@@ -140,7 +140,7 @@ def _parsed(line: bytes, where: str) -> dict:
         raise DataError(f"{where}: is no JSON ({error}); fetch the file again") from error
 
 
-def tests(problem: dict) -> list[dict]:
+def cases(problem: dict) -> list[dict]:
     """Public, then hidden tests of one problem: input and output, both text. Raises DataError for a damaged file."""
     with open(problem["file"], "rb") as lines:
         lines.seek(problem["offset"])
@@ -207,20 +207,20 @@ def grade(completions: list[str], problem: dict) -> list[Verdict]:
     different = [code for code in dict.fromkeys(codes) if code is not None]
     if not different:
         return [Verdict(None, False) for _ in codes]
-    judge = partial(_judge, cases=tests(problem), function=problem["function"])
+    judge = partial(_judge, tests=cases(problem), function=problem["function"])
     verdicts = dict(zip(different, parallel(judge, different), strict=True))
     return [verdicts.get(code, Verdict(None, False)) for code in codes]
 
 
-def _judge(code: str, cases: list[dict], function: str) -> Verdict:
+def _judge(code: str, tests: list[dict], function: str) -> Verdict:
     whole = f"{PREAMBLE}\n{code}"
     program = _CALL.format(code=whole, name=function) if function else _PROGRAM.format(code=whole)
     same = same_value if function else same_output
-    for number, case in enumerate(cases, 1):
+    for number, case in enumerate(tests, 1):
         outcome = run(program, case["input"], SECONDS, MEMORY_MB)
         if outcome.reason != "ok" or not same(outcome.stdout, case["output"]):
             reason = "wrong" if outcome.reason == "ok" else outcome.reason
-            return Verdict(code, False, f"{reason}, test {number} of {len(cases)}")
+            return Verdict(code, False, f"{reason}, test {number} of {len(tests)}")
     return Verdict(code, True)
 
 

@@ -93,20 +93,20 @@ _ALL = [
     Benchmark(
         name="cruxeval_exec", title="CRUXEval, executed", source="cruxeval-org/cruxeval (cruxeval/cruxeval.jsonl)",
         split="test", size=800, prompt="official: two examples in [ANSWER] tags, plain text, no chat template", shots=2,
-        decoding={"temperature": 0.2, "k": 10, "max_new_tokens": 1024, "top_p": 0.95, "stop": [code.STOP]},
+        decoding={"temperature": 0.2, "k": 10, "max_new_tokens": 1024, "stop": [code.STOP]},
         metric="pass@1 of 10 draws", grader="official: assert output == answer, run in the sandbox, 3 seconds",
-        paper="not used", differs="a second protocol: equal values in other spellings count",
+        paper="not used", differs="a second protocol: equal values in other spellings count; top-p 1 (official 0.95)",
         load=code.load, messages=code.direct_messages, grade=code.grade_executed,
     ),
     Benchmark(
         name="livecodebench", title="LiveCodeBench", split="release_v6, May 2023 to April 2025", size=1055,
         source="livecodebench/code_generation_lite (livecodebench/test.jsonl, test2.jsonl ... test6.jsonl)",
         prompt="official chat prompt (system and user message)", shots=0,
-        decoding={"temperature": 0.2, "k": 10, "max_new_tokens": 2000, "top_p": 0.95},
+        decoding={"temperature": 0.2, "k": 10, "max_new_tokens": 2000},
         metric="pass@1 of 10 draws",
         grader="official comparison of output or returned value, in the sandbox: 6 seconds, 1 GiB, standard library only",
         paper="official repository, pass@1; its values mix releases (k/400 beside k/1055), so its column is not comparable",
-        differs="each test in its own process, nested tuples count as lists, no numpy; 16 problems have errata (column erratum)",
+        differs="top-p 1 (official 0.95); each test in its own process, nested tuples count as lists, no numpy; 16 problems have errata (column erratum)",
         load=lcb.load, messages=lcb.messages, grade=lcb.grade,
     ),
     Benchmark(
@@ -124,7 +124,8 @@ _ALL = [
         prompt="lm-evaluation-harness: five solved questions of the category, plain text, no chat template", shots=5,
         decoding={"temperature": 0.0, "k": 1, "max_new_tokens": 2048, "stop": ["Question:"]},
         metric="exact match", grader='lm-evaluation-harness, mmlu_pro 3.1: first letter after "answer is"',
-        paper="lm-evaluation-harness, exact match; shots are not stated", differs="nothing known",
+        paper="lm-evaluation-harness, exact match; shots are not stated",
+        differs="nothing known; the local mirror of the solved questions pads options with N/A, the Hub may not",
         load=harness.load_mmlu_pro, messages=harness.mmlu_pro_messages, grade=harness.grade_mmlu_pro, harness="mmlu_pro",
     ),
     _few_shot(MATH500),
@@ -145,13 +146,12 @@ def table() -> pd.DataFrame:
     rows = []
     for b in BENCHMARKS.values():
         d = b.decoding
-        top = f", top-p {d['top_p']}" if "top_p" in d else ""
         how = "greedy" if not d["temperature"] else f"temperature {d['temperature']}"
         rows.append(
             {
                 "benchmark": b.title, "name": b.name, "problems": b.size, "source": b.source, "split": b.split,
                 "prompt": b.prompt, "shots": b.shots,
-                "decoding": f"{how}{top}, {d['k']} draw{'s' * (d['k'] > 1)}, {d['max_new_tokens']} tokens",
+                "decoding": f"{how}, {d['k']} draw{'s' * (d['k'] > 1)}, {d['max_new_tokens']} tokens",
                 "metric": b.metric, "grader": b.grader, "paper": b.paper, "here": b.differs,
             }
         )  # fmt: skip

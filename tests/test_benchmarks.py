@@ -1,6 +1,7 @@
 """Benchmarks: known answers, protocols to the letter, hostile data and completions."""
 
 import base64
+import doctest
 import importlib.util
 import json
 import pickle
@@ -31,6 +32,11 @@ def rights(verdicts):
     return [verdict.right for verdict in verdicts]
 
 
+@pytest.mark.parametrize("module", [code, lcb], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module).attempted and not doctest.testmod(module).failed
+
+
 # --- the table ---
 
 
@@ -42,7 +48,7 @@ def test_the_table_has_every_benchmark_and_names_no_local_path():
         "temperature 0.8, 8 draws, 3072 tokens",
         "avg@8",
     ]
-    assert frame.loc["cruxeval_exec", "decoding"] == "temperature 0.2, top-p 0.95, 10 draws, 1024 tokens"
+    assert frame.loc["cruxeval_exec", "decoding"] == "temperature 0.2, 10 draws, 1024 tokens"
     assert frame.loc["math500", "decoding"] == "greedy, 1 draw, 3072 tokens"
     assert frame.notna().all().all() and not frame.astype(str).apply(lambda c: c.str.contains(r"(?:^|\s)/")).any().any()
     sizes = {"math500": 500, "gsm8k": 1319, "amc": 83, "aime24": 30, "aime25": 30, "cruxeval": 800}
@@ -311,7 +317,7 @@ def test_the_six_files_are_one_set(released, tmp_path):
     assert len(problems) == 8 and [p["erratum"][:7] for p in problems.values() if p["erratum"]] == ["several"] * 2
     assert (
         problems["abc3_a"]["date"] == "2024-05-01"
-        and lcb.tests(problems["abc3_a"]) == [{"input": "3 4\n", "output": "7\n"}] * 2
+        and lcb.cases(problems["abc3_a"]) == [{"input": "3 4\n", "output": "7\n"}] * 2
     )
     with pytest.raises(DataError, match="8 problems, release_v6 has 1055"):
         find("livecodebench").load(str(tmp_path))
@@ -523,7 +529,7 @@ def test_mmlu_pro_prompts_are_the_harness_s(shared_data, tiny_model):
     source = str(shared_data)
     problems = {p["id"]: p for p in find("mmlu_pro").load(source)}
     assert len(problems) == 12032 and {p["pattern"] for p in problems.values()} == {MMLU_PRO_PATTERN}
-    assert all(p["prompt"].count("Question:") == 6 for p in problems.values())
+    assert all(p["prompt"].count("\n\nQuestion:\n") == 5 for p in problems.values())
     result = harness.score(*tiny_model, "mmlu_pro", limit=1, source=source)
     assert len(result.samples) == 14 and len(result.scores) == 15
     for sample in result.samples.to_dict("records"):
