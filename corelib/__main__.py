@@ -1,4 +1,4 @@
-"""Command line: python -m corelib run | train | evaluate | sweep | bench | doctor."""
+"""Command line: python -m corelib run | train | evaluate | publish | sweep | bench | doctor."""
 
 from __future__ import annotations
 
@@ -58,6 +58,19 @@ def main(argv=None) -> int:
     p.add_argument("--out", default="", help="folder of the model's answers (default: below outputs/evaluations)")
     p.add_argument("--dry-run", action="store_true", help="print what would be drawn")
     p.add_argument("--compare", nargs=2, default=(), metavar=("A", "B"), help="two such folders, paired per question")
+
+    p = verbs.add_parser(
+        "publish", help="export a checkpoint with its model card; upload it when asked", allow_abbrev=False
+    )
+    p.add_argument("run", help="folder of a finished run")
+    p.add_argument("--checkpoint", default="best", help="best, final or checkpoint-N")
+    p.add_argument("--out", required=True, help="folder to write")
+    p.add_argument("--bf16", action="store_true", help="weights in bf16 (default: fp32, as trained)")
+    p.add_argument("--keep-adapters", action="store_true", help="LoRA: do not merge the adapters into the base model")
+    p.add_argument("--audit", default="", help="audit.json of notebook 01 (default: the run's own, if it has one)")
+    p.add_argument("--license", default="", help="license of the weights (default: mit; Llama: its own)")
+    p.add_argument("--push", default="", metavar="USER/NAME", help="upload to this private repository on the Hub")
+    p.add_argument("--dry-run", action="store_true", help="print what would be written, and the card")
 
     p = verbs.add_parser("sweep", help="a queue of runs from a YAML file", allow_abbrev=False)
     p.add_argument("file", help="YAML with profile, methods, seeds, settings")
@@ -221,6 +234,28 @@ def evaluate(args) -> int:
     return 0
 
 
+def publish(args) -> int:
+    from corelib import card, publish
+
+    out = Path(args.out).expanduser().absolute()
+    name = args.push or out.name
+    if args.dry_run:
+        source, subject = publish.describe(
+            args.run, args.checkpoint, not args.keep_adapters, args.bf16, name, args.license
+        )
+        print("\n".join(publish.plan(source, subject, out, args.push)), card.render(subject, args.audit), sep="\n\n")
+        return 0
+    if args.push:
+        publish.require_login(args.push)  # before an export that takes minutes
+    folder = publish.export(
+        args.run, out, args.checkpoint, not args.keep_adapters, args.bf16, name, args.audit, args.license
+    )
+    print(f"exported to {folder}")
+    if args.push:
+        print(f"uploaded to {publish.push(folder, args.push)}")
+    return 0
+
+
 def bench(args) -> int:
     if args.what == "answers":
         from corelib import bench_answers
@@ -247,7 +282,15 @@ def doctor(args) -> int:
     return doctor.report(args.profile, args.gpus, _settings(args.set), args.measure)
 
 
-VERBS = {"run": run, "train": train, "evaluate": evaluate, "sweep": sweep, "bench": bench, "doctor": doctor}
+VERBS = {
+    "run": run,
+    "train": train,
+    "evaluate": evaluate,
+    "publish": publish,
+    "sweep": sweep,
+    "bench": bench,
+    "doctor": doctor,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
