@@ -35,6 +35,9 @@ from corelib.config import CONFIDENCE, TEACHER, RunConfig
 from corelib.rewards import METHODS, Group
 from corelib.teacher import Teacher, policy_weight
 
+# accelerate 1.15 calls the CPU of several processes "cpu:0", where torch 2.13 cannot load an optimizer's state to
+torch.serialization.register_package(9, lambda _: None, lambda data, where: data if where == "cpu:0" else None)
+
 
 class PairSampler(RepeatSampler):
     """TRL's RepeatSampler over units of `views` adjacent rows, shuffled by (seed, epoch).
