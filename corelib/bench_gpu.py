@@ -245,6 +245,7 @@ def run(size: str = "", sections=(), out="", figure="", seconds: float = 420.0) 
         "size": size,
         "model_and_lengths": asdict(SIZES[size]),
         "versions": runs.versions(),
+        "load": [round(x, 1) for x in os.getloadavg()],  # processes that wanted a core, before the first section
         "sections": {},
     }
     print(result["note"], flush=True)

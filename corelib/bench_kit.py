@@ -33,7 +33,7 @@ class Size:
 
 SIZES = {
     "full": Size(36, 2560, 32, 8, 128, 9728, 151_936, 512, 3072, 8, 4, 512, 8, 256),
-    "small": Size(4, 384, 6, 2, 64, 1152, 8_192, 512, 3072, 1, 2, 128, 4, 256),
+    "small": Size(2, 384, 6, 2, 64, 1152, 8_192, 512, 3072, 1, 2, 128, 4, 256),
     "tiny": Size(2, 32, 2, 1, 16, 64, 512, 16, 32, 2, 2, 8, 2, 8),
 }
 FULL_BYTES = (
@@ -177,8 +177,12 @@ def row(what: str, value: float, unit: str, goal=None, better: str = "lower", fl
     }
 
 
-def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def medians(seconds: dict[str, list[float]]) -> dict[str, dict]:
+    """Median, fastest and slowest round and their number, by name: a reader sees how noisy the machine was."""
+    return {
+        name: {"median": statistics.median(s), "fastest": min(s), "slowest": max(s), "rounds": len(s)}
+        for name, s in seconds.items()
+    }
 
 
 def free_bytes(device) -> int:

@@ -63,7 +63,6 @@ def steps(size: Size, device, budget: float) -> dict:
         "new_tokens": size.new_tokens,
         "beta": "0.001: stock and GT hold a frozen reference model, II and III their teacher",
         "advanced": "in turn" if together else "one trainer after the other: they do not fit the memory together",
-        "rounds": {name: len(s) for name, s in seconds.items()},
         "seconds": kit.medians(seconds),
         "peak_bytes": peaks,
     }
