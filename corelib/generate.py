@@ -142,7 +142,7 @@ def with_transformers(
                     stopping_criteria=_stopping(tokenizer, stop_texts, inputs["input_ids"].shape[1]),
                     **sampling,
                 )[:, inputs["input_ids"].shape[1] :]
-                for i, completion in zip(rows, _read(tokenizer, made, stop_ids, stop_texts), strict=True):
+                for i, completion in zip(rows, _read(tokenizer, made.tolist(), stop_ids, stop_texts), strict=True):
                     out[i].append(completion)
                 done += len(rows)
                 if progress:
@@ -168,27 +168,25 @@ def _stopping(tokenizer, stop_texts: Sequence[str], prompt: int):
     return StoppingCriteriaList([ended])
 
 
-def _read(tokenizer, made, stop_ids: Sequence[int], stop_texts: Sequence[str]) -> list[Completion]:
-    """Generated ids, [rows, tokens], as completions: each ends at its first stop token, or before padding."""
-    import torch
-
-    ends = torch.isin(made, torch.tensor(list(stop_ids), device=made.device))
-    before = torch.where(ends.any(dim=1), ends.int().argmax(dim=1), made.shape[1]).tolist()
-    made, stops = made.tolist(), set(stop_ids)
-    for i, row in enumerate(made if stop_texts else ()):  # a row that ended at a stop text is padded without an EOS
-        while before[i] == len(row) and row and row[-1] == tokenizer.pad_token_id:
-            row.pop()
-            before[i] -= 1
+def _read(tokenizer, rows: Sequence[Sequence[int]], stop_ids: Sequence[int], stop_texts: Sequence[str]):
+    """Generated ids as completions: each ends at its first stop token, after a stop text, or before padding."""
+    stops, kept = set(stop_ids), []
+    for row in map(list, rows):
+        if (end := next((n for n, token in enumerate(row) if token in stops), None)) is not None:
+            row = row[: end + 1]
+        while stop_texts and row and row[-1] == tokenizer.pad_token_id not in stops:
+            row.pop()  # a row that ended at a stop text is padded without an EOS
+        kept.append(row)
+    ended = [bool(row) and row[-1] in stops for row in kept]
     texts = tokenizer.batch_decode(
-        [row[:n] for row, n in zip(made, before, strict=True)],
+        [row[: len(row) - end] for row, end in zip(kept, ended, strict=True)],
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
     out = []
-    for text, n, row in zip(texts, before, made, strict=True):
-        stopped = n < len(row) and row[n] in stops
+    for text, row, end in zip(texts, kept, ended, strict=True):
         text, cut = _cut(text, stop_texts)
-        out.append(Completion(text, n + stopped, "stop" if stopped or cut else "length"))
+        out.append(Completion(text, len(row), "stop" if end or cut else "length"))
     return out
 
 
@@ -200,6 +198,7 @@ def _cut(text: str, stop_texts: Sequence[str]) -> tuple[str, bool]:
 
 def with_vllm(
     llm,
+    tokenizer,
     ids: Sequence[Sequence[int]],
     k: int,
     temperature: float,
@@ -213,15 +212,16 @@ def with_vllm(
 
     common = dict(
         n=k, temperature=temperature, max_tokens=max_new_tokens, stop_token_ids=list(stop_ids),
-        stop=list(stop_texts), include_stop_str_in_output=True,
+        stop=list(stop_texts), detokenize=bool(stop_texts),
     )  # fmt: skip
     outputs = llm.generate(
         [{"prompt_token_ids": list(row)} for row in ids],
         [SamplingParams(seed=seed, **common) for seed in seeds],
         use_tqdm=False,
     )
+    # Texts from the ids, not vLLM's own: it decodes word-level tokens with a leading space
     return [
-        [Completion(_cut(o.text, stop_texts)[0], len(o.token_ids), o.finish_reason) for o in output.outputs]
+        _read(tokenizer, [completion.token_ids for completion in output.outputs], stop_ids, stop_texts)
         for output in outputs
     ]
 
@@ -296,6 +296,8 @@ class Engine:
     def draw(self, ids: Sequence[Sequence[int]], seeds: Sequence[int], decoding: Decoding):
         """Completions of prompts, by this engine."""
         given = (
+            self.model,
+            self.tokenizer,
             ids,
             decoding.k,
             decoding.temperature,
@@ -305,8 +307,8 @@ class Engine:
             decoding.stop,
         )
         if self.kind == "vllm":
-            return with_vllm(self.model, *given)
-        return with_transformers(self.model, self.tokenizer, *given, batch_tokens=self.batch_tokens)
+            return with_vllm(*given)
+        return with_transformers(*given, batch_tokens=self.batch_tokens)
 
 
 def default_engine() -> str:
