@@ -9,25 +9,29 @@ from corelib import engine, evaluate, lab, train
 from corelib.config import load_config
 from corelib.trainer import CoRewardingTrainer
 
-METHODS = ("gt", "co_rewarding_i", "co_rewarding_ii", "co_rewarding_iii")
 FULL, LORA = {}, {"lora_rank": 4, "lora_alpha": 8}
 
 
-def settings(folder, method="co_rewarding_ii", tied=True, **more):
-    """A run of the lab's problems in a colocated engine: 2 prompts x 4 rollouts a step, no sleep (CUDA only)."""
+def settings(method="co_rewarding_ii", **more):
+    """The lab in a colocated engine: 4 prompts x 4 rollouts a step; no sleep, which is for CUDA only."""
     small = dict(
-        engine="vllm", vllm_sleep=False, prompts_per_step=2, rollouts=4, micro_batch=4, steps=3, warmup=0,
-        max_prompt_tokens=200, max_completion_tokens=NEW_TOKENS, stop_tokens="<|im_end|>", learning_rate=1e-2,
-        beta=0.001, teacher_start=0.5, eval_problems=2, eval_samples=1, eval_steps=100, test_problems=0, save_steps=100,
+        engine="vllm", vllm_sleep=False, prompts_per_step=4, rollouts=4, micro_batch=8, steps=3, warmup=0,
+        learning_rate=1e-3, beta=0.001, teacher_start=0.5, eval_problems=2, eval_samples=1, eval_steps=100,
+        test_problems=0, save_steps=100,
     )  # fmt: skip
-    return load_config("lab", method=method, model=save_model(folder / "model", tied), **(small | more))
+    return load_config("lab", method=method, **(small | more))
 
 
-def make(folder, method="co_rewarding_ii", tied=True, **more):
-    config = settings(folder, method, tied, **more)
+def random_model(folder, tied=True, **more):
+    """The same with a random model that ends a rollout with `<|im_end|>` too and takes long prompts."""
+    sizes = dict(max_prompt_tokens=200, max_completion_tokens=NEW_TOKENS, stop_tokens="<|im_end|>", learning_rate=1e-2)
+    return settings(model=save_model(folder / "model", tied), **(sizes | more))
+
+
+def make(config, folder):
     tokenizer = train.load_tokenizer(config)
     rows, _ = train.training_rows(config, tokenizer)
-    arguments = train.grpo_config(config, folder / "run", 3, stop_ids=evaluate.stop_ids(config, tokenizer))
+    arguments = train.grpo_config(config, folder / "run", config.steps, stop_ids=evaluate.stop_ids(config, tokenizer))
     return CoRewardingTrainer(config, config.base_model, arguments, rows, tokenizer)
 
 
@@ -96,7 +100,7 @@ def check_log(trainer, steps):
 
 @pytest.mark.swap
 def test_policy_teacher_policy(vllm_on_cpu, tmp_path):
-    check_swap(make(tmp_path))
+    check_swap(make(random_model(tmp_path), tmp_path))
 
 
 @pytest.mark.slow
@@ -104,4 +108,4 @@ def test_policy_teacher_policy(vllm_on_cpu, tmp_path):
     "tied, lora", [(False, FULL), (True, LORA), (False, LORA)], ids=["untied-full", "tied-lora", "untied-lora"]
 )
 def test_policy_teacher_policy_of_other_models(vllm_on_cpu, tmp_path, tied, lora):
-    check_swap(make(tmp_path, tied=tied, **lora))
+    check_swap(make(random_model(tmp_path, tied, **lora), tmp_path))
