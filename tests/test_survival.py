@@ -677,7 +677,9 @@ def test_models_that_are_pickles_are_refused(tmp_path, tiny):
 
 def test_the_code_unpickles_nothing_and_trusts_no_remote_code():
     """A grep: every word below would open a way to run a stranger's code."""
-    forbidden = r"trust_remote_code\s*=\s*(?!False)|[\"']trust_remote_code[\"']\s*:\s*(?!False)|weights_only\s*=\s*False|allow_pickle\s*=\s*True|\btorch\.load\(|\bimport (pickle|dill|joblib|cloudpickle)\b|\bfrom (pickle|dill|joblib)\b|Unpickler|read_pickle|yaml\.(unsafe_)?load\(|use_safetensors\s*=\s*(False|None)"  # fmt: skip
+    forbidden = r"trust_remote_code[\"']?\s*[=:](?!\s*False)|weights_only\s*=\s*False|allow_pickle\s*=\s*True|\btorch\.load\(|\bimport (pickle|dill|joblib|cloudpickle)\b|\bfrom (pickle|dill|joblib)\b|Unpickler|read_pickle|yaml\.(unsafe_)?load\(|use_safetensors\s*=\s*(False|None)"  # fmt: skip
+    assert re.search(forbidden, "trust_remote_code = True") and re.search(forbidden, "torch.load(path)")
+    assert not re.search(forbidden, '"trust_remote_code": False, trust_remote_code=False, pickletools')
     sources = [*ROOT.glob("corelib/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]
     assert len(sources) > 20
     for source in sources:
