@@ -242,6 +242,7 @@ def run(size: str = "", sections=(), out="", figure="", seconds: float = 420.0) 
         "command": _command(size, chosen, seconds, out, figure),
         "note": _note(size, device),
         "device": _describe(device),
+        "clock": "wall clock, device synchronized" if device == "cuda" else "seconds that the process computed",
         "size": size,
         "model_and_lengths": asdict(SIZES[size]),
         "versions": runs.versions(),

@@ -98,10 +98,12 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each function, round by round, so that a noisy machine hits all alike.
 
+    On a CPU they are seconds that this process computed, so that waiting for a core that others hold does not count.
     No round starts that, by the last one, would end later than `budget` seconds from now; `least` timed rounds are always
     made. The first `warm` rounds compile and allocate and are not counted.
     """
     seconds = {name: [] for name in functions}
+    clock = time.perf_counter if torch.device(device).type == "cuda" else time.process_time
     order, began, last = list(functions), time.monotonic(), 0.0
     for round_ in range(warm + rounds):
         started_round = time.monotonic()
@@ -110,11 +112,11 @@ def in_turn(
         order = order[1:] + order[:1]  # nobody always goes first
         for name in order:
             sync(device)
-            started = time.perf_counter()
+            started = clock()
             functions[name]()
             sync(device)
             if round_ >= warm:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
         last = time.monotonic() - started_round
     return seconds
 

@@ -77,7 +77,8 @@ def test_in_turn_rotates_warms_up_and_keeps_its_budget():
     started = time.monotonic()
     seconds = in_turn({"slow": lambda: time.sleep(0.1)}, 0.45, "cpu", rounds=100)
     assert 0.25 < time.monotonic() - started < 0.6 and 2 <= len(seconds["slow"]) <= 3
-    assert len(in_turn({"slow": lambda: time.sleep(0.05)}, 0.0, "cpu")["slow"]) == 2  # the least, budget or not
+    least = in_turn({"slow": lambda: time.sleep(0.05)}, 0.0, "cpu")["slow"]
+    assert len(least) == 2 and max(least) < 0.04  # the least, budget or not; on a CPU waiting is not counted
 
 
 def test_peak_bytes_counts_what_is_held_at_once():
