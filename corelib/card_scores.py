@@ -104,7 +104,8 @@ def _cell(score: Estimate | None, size: Estimate) -> str:
     if score is None:
         return "-"
     same = (score.problems, score.samples) == (size.problems, size.samples)
-    return str(score) if same else f"{score}, on {score.problems:,} x {score.samples}"
+    text = str(score).replace(" ", "\u00a0").replace("\u00a0(", " (")  # a line may break before the interval only
+    return text if same else f"{text}, on {score.problems:,} x {score.samples}"
 
 
 def _behind(row: dict) -> str:
@@ -137,5 +138,7 @@ def draw_curve(method: str, metrics, step: int | None, path: Path) -> None:
     if step is not None:
         for ax in figure.axes:
             ax.axvline(step, color="0.4", linestyle=":", linewidth=1)
+    figure.set_size_inches(3.7 * len(columns), 3.1)  # a card is narrow: smaller panels keep their text readable
+    figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

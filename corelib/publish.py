@@ -155,8 +155,8 @@ def push(folder: str | Path, repo_id: str, private: bool = True) -> str:
     if not (folder / MARK).is_file() or not (folder / "README.md").is_file():
         raise ValueError(f"{folder} is not an exported checkpoint; make one with `python -m corelib publish RUN --out FOLDER`")  # fmt: skip
     _refuse_strangers(folder)
-    adapter = runs.read_json(folder / "adapter_config.json") or {}
-    if Path(adapter.get("base_model_name_or_path") or "").expanduser().is_dir():
+    adapter = runs.read_json(folder / "adapter_config.json")
+    if adapter and Path(adapter["base_model_name_or_path"]).expanduser().is_dir():
         raise ValueError(f"the adapters in {folder} belong to a base model in a local folder, which nobody else has; export them merged")  # fmt: skip
     problem = public = None
     try:
