@@ -141,6 +141,7 @@ def _measured(config: RunConfig, gpus: str) -> int:
 
 def _here(profile: str, settings: dict) -> int:
     """Print versions, devices and what each profile lacks."""
+    from rich.markup import escape
     from rich.table import Table
 
     console, found = _console(), _gpus()
@@ -148,10 +149,10 @@ def _here(profile: str, settings: dict) -> int:
     for name, version in runs.versions().items():
         table.add_row(name, version)
     console.print(table)
-    console.print(vllm_line())
+    console.print(vllm_line(), markup=False)
     console.print(f"CPU: {os.cpu_count()} cores, {_memory():.0f} GiB memory; disk free: {_free():.0f} GiB")
     console.print("GPU: " + (", ".join(f"{name} {gib:.1f} GiB" for name, gib in found) or "none"))
-    console.print(sandbox_line())
+    console.print(sandbox_line(), markup=False)
     table = Table("profile", "runs here", "disk, GiB", "what is missing, and how to get it", title="profiles")
     lacking = {}
     for name in [profile] if profile else PROFILES:
@@ -161,7 +162,7 @@ def _here(profile: str, settings: dict) -> int:
             disk = f"{_disk(config):.1f}"
         except ValueError:  # a model whose size is not known
             disk = "?"
-        table.add_row(name, "no" if lacking[name] else "yes", disk, "\n".join(lacking[name]))
+        table.add_row(name, "no" if lacking[name] else "yes", disk, escape("\n".join(lacking[name])))
     console.print(table)
     return 1 if lacking[profile or "lab"] else 0
 

@@ -3,7 +3,7 @@
     python -m corelib doctor --profile lab --measure
 
 starts `corelib.train` as a run would, but through this module, which chooses the rows, forbids an early end of an answer,
-and watches the memory of each process.
+leaves out validation and saving, and watches the memory of each process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from corelib.config import RunConfig
-from corelib.memory import GENERATE_TOKENS, GIB
+from corelib.memory import GIB
 
 STEPS = 2  # Adam's moments exist from the second on
 EVERY = 0.02  # seconds between two looks at the GPU
@@ -34,13 +34,12 @@ def measure(config: RunConfig, echo: Callable = print) -> list[dict]:
     """
     from corelib import launch, runs
 
-    length = config.max_prompt_tokens + config.max_completion_tokens
-    problems = min(config.eval_problems, max(1, GENERATE_TOKENS // length))
-    short = replace(config, steps=STEPS, eval_steps=10**6, save_steps=10**6, eval_problems=problems, eval_samples=1)
-    with tempfile.TemporaryDirectory() as folder:
+    short = replace(config, steps=STEPS)
+    runs.RUNS.mkdir(parents=True, exist_ok=True)  # its disk is the one a run would use; /tmp may be memory
+    with tempfile.TemporaryDirectory(dir=runs.RUNS, prefix=".measure-") as folder:
         for name, text in launch.prepare(short).items():
             runs.write_text(Path(folder) / name, text)
-        command = [part.replace("corelib.train", __name__) for part in launch.train_command(short, folder)]
+        command = [__name__ if p == "corelib.train" else p for p in launch.train_command(short, folder)]
         launch.run_logged(command, Path(folder) / "train.log", echo=echo, grace=short.stop_seconds)
         return [json.loads(f.read_text()) for f in sorted(Path(folder).glob("peak-*.json"))]
 
@@ -61,7 +60,7 @@ def _ids(tokenizer, prompt) -> list[int]:
 
 def main(argv) -> int:
     """Train as corelib.train does, on other rows, and write this process's peak beside the run."""
-    from corelib import train
+    from corelib import callbacks, saving, train, trainer
 
     folder = Path(argv[argv.index("--out") + 1])
     rows_of, settings_of = train.training_rows, train.grpo_config
@@ -74,10 +73,13 @@ def main(argv) -> int:
     def grpo_config(*args, **kwargs):
         settings = settings_of(*args, **kwargs)
         shortest = "min_tokens" if settings.use_vllm else "min_new_tokens"
+        settings.save_strategy = "no"
         settings.generation_kwargs = (settings.generation_kwargs or {}) | {shortest: settings.max_completion_length}
         return settings
 
     train.training_rows, train.grpo_config = training_rows, grpo_config
+    callbacks.Validate._validate = lambda *_: None  # the same engine with shorter answers
+    saving.require_space = trainer.CoRewardingTrainer.save_model = lambda *_, **__: None
     watch = _watch()
     code = train.main(argv)
     rank = int(os.environ.get("RANK", 0))
