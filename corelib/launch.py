@@ -144,7 +144,8 @@ def train_lines(config: RunConfig, folder: str | Path, machines: int = 1) -> lis
     if machines == 1:
         return [shlex.join(train_command(config, folder))]
     total = processes.count(config) * machines
-    return processes.machine_commands(_module(folder), Path(folder) / processes.FILE, machines, total)
+    file = Path(folder) / processes.FILE
+    return processes.machine_commands(_module(folder), file, machines, total, config.stop_seconds)
 
 
 def _module(folder: str | Path) -> list[str]:

@@ -3,10 +3,10 @@
     python -m corelib.processes --config_file outputs/runs/<name>/accelerate.yaml -m corelib.train --config ... --out ...
 
 has the command line of `accelerate launch` and gives the processes the environment that it would give them, but starts
-them itself. Its elastic agent (torch 2.13, torch/distributed/elastic) kills every process 30 s after SIGTERM, before a
-full-scale step can end; puts each in a session of its own, so that they outlive a killed agent; turns every exit code
-into 1; and refuses processes without GPUs (`accelerate launch --cpu` starts one, whatever --num_processes says). Several
-machines need it: `machine_commands`.
+them itself. Its elastic agent (torch 2.13, torch/distributed/elastic) kills every process 30 s after SIGTERM unless told
+otherwise, before a full-scale step can end; puts each in a session of its own, so that they outlive a killed agent; turns
+every exit code into 1; and refuses processes without GPUs (`accelerate launch --cpu` starts one, whatever --num_processes
+says). Several machines need it: `machine_commands`.
 """
 
 from __future__ import annotations
@@ -149,11 +149,13 @@ def start(command: Sequence[str], config_file: str | Path) -> int:
     return codes[failed]
 
 
-def machine_commands(module: Sequence[str], config_file: Path, machines: int, processes: int) -> list[str]:
+def machine_commands(
+    module: Sequence[str], config_file: Path, machines: int, processes: int, stop_seconds: int
+) -> list[str]:
     """One shell line for each of several machines, by `accelerate launch`; all must see the files that it names.
 
-    The first line's machine is the one whose address replaces HOST0. The agents ignore SIGTERM and Ctrl-C, which the
-    training processes hear: otherwise it would kill them 30 s later.
+    The first line's machine is the one whose address replaces HOST0. SIGTERM or Ctrl-C for any of the lines stops the
+    whole run after its step; torch's agents would kill it 30 s later, hence the variable (torch 2.13, run.py).
     """
     lines = []
     for rank in range(machines):
@@ -162,7 +164,7 @@ def machine_commands(module: Sequence[str], config_file: Path, machines: int, pr
             "--num_processes", str(processes), "--machine_rank", str(rank), "--main_process_ip", "HOST0",
             "--main_process_port", str(PORT), "-m", *module,
         ]  # fmt: skip
-        lines.append(f"(trap '' TERM INT; TORCHELASTIC_SIGNALS_TO_HANDLE=SIGQUIT exec {shlex.join(parts)})")
+        lines.append(f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={stop_seconds} {shlex.join(parts)}")
     return lines
 
 

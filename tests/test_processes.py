@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -119,8 +120,8 @@ def test_dry_run_prints_each_machines_command_and_stays_a_config_file(tmp_path, 
     assert len(lines) == 2
     for rank, line in enumerate(lines):
         assert f"--num_machines 2 --num_processes 8 --machine_rank {rank} --main_process_ip HOST0" in line
-        assert line.endswith(f"-m corelib.train --config {out}/config.yaml --out {out})")
-        assert "trap '' TERM INT; TORCHELASTIC_SIGNALS_TO_HANDLE=SIGQUIT" in line
+        assert line.endswith(f"-m corelib.train --config {out}/config.yaml --out {out}")
+        assert "# TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 accelerate launch" in line
     assert main(["train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--machines", "2"]) == 0
     assert sorted(f.name for f in out.iterdir()) == ["accelerate.yaml", "config.yaml"]
     with pytest.raises(ValueError, match="is for 2 machines: start it with accelerate launch on each"):
@@ -173,7 +174,7 @@ def wait_for(condition, seconds=60.0) -> None:
 
 def ranks_of(folder: Path) -> list[int]:
     files = [folder / f"pid{i}" for i in range(2)]
-    wait_for(lambda: all(f.is_file() and f.read_text() for f in files))
+    wait_for(lambda: all(f.is_file() and f.read_text() for f in files), 300)
     return [int(f.read_text()) for f in files]
 
 
@@ -235,6 +236,37 @@ def test_ranks_that_end_well_end_well(tmp_path):
     child = start("import os, sys; print('rank', os.environ['RANK'], os.environ['LOCAL_RANK'])", tmp_path)
     assert child.wait(30) == 0
     assert sorted((tmp_path / "log").read_text().split("\n")) == ["", "rank 0 0", "rank 1 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_seconds, saved", [(60, True), (1, False)])
+def test_agents_of_several_machines_wait_as_long_as_they_are_told(stop_seconds, saved, tmp_path):
+    """Two `machines`, both this one, by the printed lines; their agents are told to stop in the middle of a step."""
+    (tmp_path / "trainer_of_three_seconds.py").write_text(RANK)
+    settings = processes.accelerate_config(load_config("qwen3-4b"), 2, machines=2, gpu=True)
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(settings))
+    module = ["trainer_of_three_seconds", str(tmp_path)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    agents, path = [], f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for line in processes.machine_commands(module, tmp_path / "accelerate.yaml", 2, 2, stop_seconds):
+        line = line.replace("HOST0", "127.0.0.1").replace(str(processes.PORT), port)
+        env = ENVIRONMENT | {"PATH": path, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+        name, _, command = line.partition(" ")
+        env |= dict([name.split("=")])
+        log = open(tmp_path / "log", "ab")
+        agents.append(subprocess.Popen(["sh", "-c", f"exec {command}"], env=env, stdout=log, stderr=log))
+    try:
+        pids = ranks_of(tmp_path)
+        for agent in agents:
+            agent.terminate()
+        wait_for(lambda: all(gone(pid) for pid in pids))
+        assert [(tmp_path / f"saved{i}").is_file() for i in range(2)] == [saved, saved], (tmp_path / "log").read_text()
+    finally:
+        for agent in agents:
+            agent.terminate()
+            agent.wait(90)
 
 
 # --- what they compute -----------------------------------------------------------------------------------------------
