@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -410,9 +411,14 @@ def unknown(what: str, value, valid) -> str:
     return f"unknown {what} {value!r}: {hint}valid are {', '.join(str(v) for v in valid)}"
 
 
+@functools.cache
+def _kinds() -> dict[str, type]:
+    return typing.get_type_hints(RunConfig)
+
+
 def _coerce(f, value):
     """The field's type from a YAML or papermill value: '3e-6' is a float (PyYAML reads it as a string), 1 is not True."""
-    kind = typing.get_type_hints(RunConfig)[f.name]
+    kind = _kinds()[f.name]
     if value is None and kind == float | None:
         return None
     kind = float if kind == float | None else kind

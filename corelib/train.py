@@ -120,6 +120,7 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1,
             "dtype": "bfloat16" if config.lora_rank and config.bf16 else "float32",
             "trust_remote_code": False,
             "use_safetensors": True,
+            **({"device_map": None} if processes > 1 else {}),  # FSDP: TRL would spread each rank's copy over all GPUs
         },
         disable_dropout=True,
         seed=config.seed,
