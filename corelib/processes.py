@@ -60,10 +60,14 @@ def accelerate_config(config: RunConfig, processes: int, machines: int = 1, gpu:
     fsdp2: weights, gradients, Adam and teacher are split; one unit a transformer layer (the model names its class).
     ddp: every GPU holds everything. `gpu` False: plain data parallelism over gloo, for accelerate shards on accelerators
     only (accelerate.state: MULTI_CPU never becomes FSDP); by default a run with vLLM is planned for GPUs even where none
-    is visible.
+    is visible. Raises ValueError for LoRA with fsdp2.
     """
     gpu = bool(visible_gpus()) or config.engine != "transformers" if gpu is None else gpu
     kind = ("FSDP" if config.sharding == "fsdp2" else "MULTI_GPU") if gpu else "MULTI_CPU"
+    if kind == "FSDP" and config.lora_rank:
+        raise ValueError(
+            "LoRA is not sharded (TRL 1.16 cannot merge sharded adapters for vLLM); set sharding: ddp, or gpus: 1"
+        )
     settings = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": kind,

@@ -84,6 +84,12 @@ def test_ddp_is_not_sharded(tmp_path, monkeypatch):
     assert "ACCELERATE_USE_FSDP" not in env and env["ACCELERATE_MIXED_PRECISION"] == "no"
 
 
+def test_lora_is_not_sharded():
+    with pytest.raises(ValueError, match="LoRA is not sharded.*set sharding: ddp, or gpus: 1"):
+        processes.accelerate_config(load_config("qwen3-4b-lora", gpus=2), 2)
+    assert "fsdp_config" not in processes.accelerate_config(load_config("qwen3-4b-lora", sharding="ddp"), 2)
+
+
 def test_number_of_processes(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", GPUS)
     assert processes.count(load_config("qwen3-4b")) == 4 and processes.count(load_config("qwen3-4b", gpus=2)) == 2
