@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from corelib import saving
 from corelib.config import LAB_BASE
 
 WHOLE = 64 * 2**20  # weight files up to this many bytes are hashed whole
@@ -134,8 +135,13 @@ def load_model(model: str | Path | Checkpoint):
     gpu = torch.cuda.is_available()
     folder = _local(checkpoint)
     base = _adapter(folder)
+    for weights in (folder, base or folder):
+        saving.require_safetensors(weights)
     loaded = AutoModelForCausalLM.from_pretrained(
-        base or str(folder), dtype=torch.bfloat16 if gpu else torch.float32, trust_remote_code=False
+        base or str(folder),
+        dtype=torch.bfloat16 if gpu else torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     if base:
         from peft import PeftModel
@@ -159,6 +165,7 @@ def load_vllm(checkpoint: Checkpoint, **settings):
     import torch
 
     tokenizer, folder = load_tokenizer(checkpoint), _local(checkpoint)
+    saving.require_safetensors(folder)
     gpu = torch.cuda.is_available()
     settings = {
         "dtype": "bfloat16" if gpu else "float32",

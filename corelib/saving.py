@@ -7,8 +7,8 @@ without the mark, and a truncated, changed, missing or added file is seen before
 have the same mark.
 
 Cost: every byte is read once, right after it was written and from the page cache, at 3.4 GB/s on one core of the
-development machine (reading alone: 4.7; crc32 1.4, sha256 0.9, blake2b 0.4), that is 19 s for the 64 GB of a 4B
-policy with Adam's moments and a teacher, less than writing them takes. A sampled hash would be faster and blind to most
+development machine (reading alone: 4.7; crc32 1.4, sha256 0.9, blake2b 0.4). That is 19 s for the 64 GB of a 4B
+policy with Adam's moments and a teacher (24 s under FSDP), where writing them at 2 GB/s takes 32 s. A sampled hash would be faster and blind to most
 flipped bits, so all bytes are hashed. Not detected: what was already wrong in memory before it was written, and a
 deliberate change of a file together with its mark (XXH3 is not a cryptographic hash, and the mark is not signed).
 
@@ -212,15 +212,18 @@ def free(folder: str | Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def require_space(folder: str | Path, parameters: Iterable, teacher: bool, keep: int = KEEP) -> None:
+def require_space(
+    folder: str | Path, parameters: Iterable, teacher: bool, sharded: bool = False, keep: int = KEEP
+) -> None:
     """Raise DiskFull, before the first step, when the run's checkpoints and weights will not fit on its disk.
 
     One checkpoint: the trained weights, two fp32 moments of Adam each, and an fp32 teacher. There are `keep` of them
-    and the one being written, and the weights three times: best, the next best while it is written, final.
+    and the one being written, and the weights three times: best, the next best while it is written, final. `sharded`:
+    FSDP stores the policy twice in a checkpoint, for transformers to read and for itself.
     """
     trained = [p for p in parameters if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in trained)
-    checkpoint = weights + sum(p.numel() for p in trained) * 4 * (3 if teacher else 2)
+    checkpoint = weights * (2 if sharded else 1) + sum(p.numel() for p in trained) * 4 * (3 if teacher else 2)
     have = size(*checkpoints(folder), *(Path(folder) / name for name in ("best", "final")))
     short = (keep + 1) * checkpoint + 3 * weights - have - free(folder)
     if short > 0:

@@ -242,7 +242,7 @@ def train(config: RunConfig, folder: Path) -> dict:
         step = saving.step_of(checkpoint) if checkpoint else 0
         if _is_main():
             runs.truncate_metrics(folder, step)
-            saving.require_space(folder, trainer.model.parameters(), trainer.teacher is not None)
+            saving.require_space(folder, trainer.model.parameters(), trainer.teacher is not None, _fsdp())
             print(f"{'resuming at step ' + str(step) if step else 'starting'} of {steps}: {folder.name}", flush=True)
         if step < steps:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -205,6 +205,8 @@ def test_room_is_asked_for_before_the_run_starts(tmp_path, monkeypatch):
     saving.require_space(tmp_path, weights, teacher=False)  # 3 x 12 + 3 x 4
     monkeypatch.setattr(saving, "free", lambda _: 60_000_000)
     saving.require_space(tmp_path, weights, teacher=True)
+    with pytest.raises(saving.DiskFull, match="3 checkpoints of 20.0 MB"):
+        saving.require_space(tmp_path, weights, teacher=True, sharded=True)
     monkeypatch.setattr(saving, "free", lambda _: 60_000_000 - 2560 - 99)
     with pytest.raises(saving.DiskFull):
         saving.require_space(tmp_path, weights, teacher=True)
@@ -475,6 +477,28 @@ def test_nothing_spoilt_is_ever_saved(what, tiny, tmp_path, monkeypatch):
         assert all(t.isfinite().all() for t in load_file(tmp_path / folder / "model.safetensors").values())
 
 
+def test_one_ranks_nan_and_one_ranks_signal_stop_all(monkeypatch, tmp_path):
+    args, state = SimpleNamespace(world_size=2), SimpleNamespace(global_step=3, is_world_process_zero=False)
+    finite = callbacks.FiniteOnly(tmp_path)
+    model = torch.nn.Linear(2, 2)
+    finite.trainer = SimpleNamespace(_tr_loss=torch.tensor(1.0), model=model)
+    model(torch.ones(2)).sum().backward()
+    other = []
+    monkeypatch.setattr(callbacks, "gather_object", lambda mine: mine + other)
+    finite.on_pre_optimizer_step(args, state, None)
+    other.append(("loss", float("-inf")))
+    with pytest.raises(FloatingPointError, match="loss is -inf at step 4; the last good checkpoint is none"):
+        finite.on_pre_optimizer_step(args, state, None)
+    stop, control = callbacks.StopOnSignal(), SimpleNamespace(should_save=False, should_training_stop=False)
+    stop.release()
+    other[:] = [False]
+    stop.on_step_end(args, state, control)
+    assert not control.should_training_stop
+    other[:] = [True]
+    stop.on_step_end(args, state, control)
+    assert control.should_training_stop and control.should_save
+
+
 # --- the time limit and the time left ----------------------------------------------------------------------------------
 
 
@@ -673,6 +697,17 @@ def test_models_that_are_pickles_are_refused(tmp_path, tiny):
     (tmp_path / "model.safetensors").write_bytes(b"")
     saving.require_safetensors(tmp_path)
     saving.require_safetensors("Qwen/Qwen3-4B-Base")
+
+
+def test_evaluation_refuses_pickles_too(tmp_path):
+    from corelib import models
+    from corelib.config import LAB_BASE
+
+    shutil.copytree(LAB_BASE, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ValueError, match="holds its weights as pytorch_model.bin, a pickle"):
+        models.load_model(tmp_path)
 
 
 def test_the_code_unpickles_nothing_and_trusts_no_remote_code():
