@@ -276,13 +276,25 @@ def data_text(subject: Subject, audit: str | Path = "") -> str:
 
     rows = pd.DataFrame(stored["rows"], columns=ROW_COLUMNS)
     table = Audit(stored["dataset"], stored["counts"], rows, stored["not_checked"], stored["notes"]).to_frame()
-    lines = [f"| {r.meaning or key.replace('_', ' ')} | {r.found:,} | {r.action or '-'} |" for key, r in table.iterrows() if isinstance(r.found, int) and r.found]  # fmt: skip
+    changed, counted = [], []
+    for key, r in table.iterrows():
+        if isinstance(r.found, int) and r.found:
+            total = key.startswith(("rows", "pairs")) or key in ("dropped", "repaired", "kept")
+            meaning = r.meaning.replace("<", "&lt;").replace("|", "\\|")
+            row = f"| `{key}` | {r.found:,} | {r.action or '-'} | {meaning} |"
+            (changed if total or r.action in ("dropped", "repaired") else counted).append(row)
+    head = "| count | found | done | |\n|---|---:|---|---|\n"
     overlaps = [key for key in stored["not_checked"] if key.startswith("overlap_")]
     unchecked = " Overlap with the benchmarks was not checked by this audit." if overlaps else ""
-    return (
-        f"{text} Counts of the audit; those that are 0 are left out.{unchecked}\n\n| what | found | done |\n|---|---:|---|\n"
-        + "\n".join(lines)
-    )
+    text += f" Counts of the audit; those that are 0 are left out.{unchecked}\n\n{head}" + "\n".join(changed)
+    if counted:
+        text += (
+            "\n\n<details><summary>Counted, and left as they are</summary>\n\n"
+            + head
+            + "\n".join(counted)
+            + "\n\n</details>"
+        )
+    return text
 
 
 def limits(subject: Subject, result: dict | None) -> str:

@@ -62,7 +62,7 @@ def run(made, tiny, tmp_path):
 @pytest.fixture
 def lora(made, tiny):
     """LoRA with the teacher as a second adapter, `ref`, which is no part of the policy."""
-    return made(tiny("co_rewarding_ii", lora_rank=4, lora_alpha=8, learning_rate=2e-2))
+    return made(tiny("co_rewarding_ii", lora_rank=4, lora_alpha=8, learning_rate=2e-2, save_steps=1))
 
 
 @pytest.fixture
@@ -134,11 +134,11 @@ def test_bf16_is_the_rounded_checkpoint(run, tmp_path):
     assert "Weights in bfloat16." in (out / "README.md").read_text()
 
 
-def test_a_numbered_checkpoint_leaves_its_training_state_behind(made, tiny, tmp_path):
-    run = made(tiny("co_rewarding_ii", save_steps=1, learning_rate=1e-3))
-    assert (run / "checkpoint-1" / "optimizer.pt").is_file() and (run / "checkpoint-1" / "teacher.safetensors").is_file()  # fmt: skip
-    out = publish.export(run, tmp_path / "out", "checkpoint-1")
-    assert torch.equal(logits(out), logits(run / "checkpoint-1")) and not torch.equal(logits(out), logits(run / "final"))  # fmt: skip
+def test_a_numbered_checkpoint_leaves_its_training_state_behind(lora, tmp_path):
+    assert (lora / "checkpoint-1" / "optimizer.pt").is_file() and (lora / "checkpoint-1" / "teacher.safetensors").is_file()  # fmt: skip
+    out = publish.export(lora, tmp_path / "out", "checkpoint-1")
+    assert torch.allclose(logits(out), logits(lora / "checkpoint-1"), atol=1e-5)
+    assert not torch.allclose(logits(out), logits(lora / "final"), atol=1e-3)
     assert [f.name for f in out.glob("*.safetensors")] == ["model.safetensors"] and not list(out.glob("*.pt*"))
     assert "after step 1," in (out / "README.md").read_text()
 
@@ -331,10 +331,12 @@ def test_settings_that_differ_are_a_table_whose_cells_hold(chat, run):
 
 def test_the_audit_is_shown_where_it_is_stored(run, chat, tmp_path):
     assert "is not stored with this run" in card_of(run)
-    audit = {"dataset": "open-rs", "counts": {"pairs": 6999, "kept": 6986, "placeholder_rewrites": 12, "empty_questions": 0}, "expected": {}, "not_checked": ["overlap_amc"], "notes": {}, "files": {}, "rows": [{"id": 3, "reason": "placeholder_rewrites", "action": "dropped", "detail": ""}]}  # fmt: skip
+    audit = {"dataset": "open-rs", "counts": {"pairs": 6999, "kept": 6986, "placeholder_rewrites": 12, "empty_questions": 0, "duplicate_groups": 216}, "expected": {}, "not_checked": ["overlap_amc"], "notes": {}, "files": {}, "rows": [{"id": 3, "reason": "placeholder_rewrites", "action": "dropped", "detail": ""}]}  # fmt: skip
     runs.write_json(tmp_path / "audit.json", audit)
     text = card_of(chat, audit=tmp_path / "audit.json")
-    assert re.search(r"\| rewrite is the template's own .* \| 12 \| dropped \|", text) and "| 6,986 | - |" in text
+    row = "| `placeholder_rewrites` | 12 | dropped | rewrite is the template's own &lt;rewritten question>"
+    assert row in text and "| `kept` | 6,986 | - |" in text
+    assert text.index(row) < text.index("<summary>Counted") < text.index("| `duplicate_groups` | 216 | - | such questions |")  # fmt: skip
     assert "two views is blank" not in text and "Overlap with the benchmarks was not checked" in text
     with pytest.raises(ValueError, match="audit of open-rs, and the run was trained on lab"):
         card_of(run, audit=tmp_path / "audit.json")
