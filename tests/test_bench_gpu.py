@@ -65,6 +65,17 @@ def test_score_and_met():
     assert row("d", 1.0, "x")["met"] is None
 
 
+def test_only_the_full_size_on_a_gpu_is_a_verdict():
+    rows = [row("a", 80.0, "MB", 64.0), row("b", 0.9, "of 1", 0.8, "higher")]
+    for size, name, verdict in (
+        ("full", "NVIDIA H200", True),
+        ("small", "NVIDIA H200", False),
+        ("full", "CPU x", False),
+    ):
+        title = bench_gpu._finding({"size": size, "device": {"name": name}}, rows)
+        assert title.startswith("1 of 2 goals" if verdict else "No verdict")
+
+
 def test_ratio_is_the_median_of_rounds():
     assert ratio([2.0, 9.0, 6.0], [1.0, 3.0, 3.0]) == 2.0  # 2, 3, 2
     assert ratio([4.0, 6.0], [1.0, 2.0, 3.0]) == 2.5  # not the same rounds: 5 / 2
