@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from corelib import evaluate, runs, saving
 from corelib.config import RunConfig
+from corelib.engine import policy_texts
 
 RENAME = {
     "completions/mean_length": "length/mean",
@@ -198,11 +199,14 @@ class Validate(TrainerCallback):
             if accelerator.num_processes > 1
             else self.problems
         )
-        model = accelerator.unwrap_model(self.trainer.model)
-        texts = evaluate.sample(
-            model, self.tokenizer, [evaluate.prompt_of(config, q) for q in mine["question"]], config.eval_samples,
-            config.eval_temperature, config.max_completion_tokens, seed=config.seed, stop_ids=self.stop_ids,
-        )  # fmt: skip
+        prompts = [evaluate.prompt_of(config, q) for q in mine["question"]]
+        if config.engine == "transformers" and not self.trainer.is_fsdp_enabled:
+            texts = evaluate.sample(
+                accelerator.unwrap_model(self.trainer.model), self.tokenizer, prompts, config.eval_samples, config.eval_temperature,
+                config.max_completion_tokens, config.seed, stop_ids=self.stop_ids, autocast_dtype=torch.bfloat16 if config.bf16 else None,
+            )  # fmt: skip
+        else:
+            texts = policy_texts(self.trainer, prompts, config.eval_samples, config.eval_temperature)
         right = gather_object(evaluate.grade(texts, mine["answer"]))
         accuracy = evaluate.avg_at_k(right).mean
         if accelerator.is_main_process:

@@ -276,7 +276,10 @@ def grade(texts: Sequence[Sequence[str]], answers: Sequence[str]) -> list[list[b
 
 
 def problems_of(config: RunConfig, split: str):
-    """Held-out problems of a run: `validation` (chooses the best checkpoint) or `test` (is reported)."""
+    """Problems of a run: `validation` (chooses the best checkpoint) or `test` (is reported), without overlap.
+
+    Test-time training (paper, table 9) trains on the test's own questions: both splits are then that whole set.
+    """
     n = config.eval_problems if split == "validation" else config.test_problems
     if config.eval_dataset == "lab":
         from corelib import lab
@@ -285,6 +288,8 @@ def problems_of(config: RunConfig, split: str):
     from corelib.data import load_problems
 
     problems = load_problems(config.eval_dataset, config.source).shuffle(seed=0)
+    if config.eval_dataset == config.dataset:
+        return problems.select(range(min(n, len(problems))))
     used = config.eval_problems
     picked = range(min(used, len(problems))) if split == "validation" else range(used, min(used + n, len(problems)))
     return problems.select(picked)

@@ -56,3 +56,16 @@ def test_a_model_without_a_chat_template_is_refused_with_the_remedy(tmp_path):
     config = build(tmp_path, ["<|end_of_text|>"], "<|end_of_text|>", None, None)
     with pytest.raises(ValueError, match="no chat template.*Instruct"):
         train.load_tokenizer(config)
+
+
+def test_test_time_training_reports_the_questions_it_trained_on(shared_data, tmp_path):
+    """Paper, table 9: train on AMC without its answers, report avg@k and pass@k on the same 83 questions."""
+    (tmp_path / "AMC-TTT").symlink_to(shared_data / "corew_train" / "AMC-TTT")
+    config = load_config("qwen3-8b-ttt", source=str(tmp_path))
+    assert config.model == "Qwen/Qwen3-8B-Base" and config.test_samples == 64
+    trained = set(train.load_pairs(config)["question"])
+    validation, test = (evaluate.problems_of(config, split)["question"] for split in ("validation", "test"))
+    assert len(trained) == len(test) == 83 and set(validation) == set(test)
+    assert len(trained & set(test)) >= 82  # the audit repairs a broken \\frac in one of them
+    # the rollouts of a step split over every number of GPUs that the paper could have used
+    assert all(config.prompts * config.rollouts % (gpus * config.micro_batch) == 0 for gpus in (1, 2, 4, 8))

@@ -141,7 +141,7 @@ def test_guard_warns_then_stops_and_remembers_across_a_resume(tmp_path):
 def test_a_run_logs_the_difference_and_it_is_small(tiny, tmp_path, monkeypatch):
     """The rollouts' log-probabilities come from transformers here, scored by the model itself: the difference is rounding."""
 
-    original = GRPOTrainer._generate_single_turn
+    original = CoRewardingTrainer._generate_single_turn
 
     def scored(self, prompt_ids, *rest, **kwargs):
         completion_ids, _ = original(self, prompt_ids, *rest, **kwargs)
@@ -154,7 +154,7 @@ def test_a_run_logs_the_difference_and_it_is_small(tiny, tmp_path, monkeypatch):
             logps.append(chosen[len(prompt) - 1 :].tolist())
         return completion_ids, logps
 
-    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", scored)
+    monkeypatch.setattr(CoRewardingTrainer, "_generate_single_turn", scored)
     train.train(tiny("gt", learning_rate=1e-3, micro_batch=4), tmp_path)
     metrics = runs.load_metrics(tmp_path)
     gap = metrics["sampling/logp_difference"].dropna()
