@@ -1,0 +1,54 @@
+"""The alarm while a run trains: warn, save or stop by choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from corelib import runs
+from corelib.alarm import SIGNALS, alarm
+
+CHOICES = ("warn", "save", "stop")
+
+
+class AlarmCallback(TrainerCallback):
+    """Asks the alarm after each step's metrics are written, and acts once in a run, also across resumes.
+
+    `on_collapse`: "warn" says it and logs the metric `alarm/step`; "save" also asks for a checkpoint of this step; "stop"
+    also ends the training after that checkpoint. Must come after `corelib.callbacks.Heartbeat` in the list of callbacks,
+    which writes the metrics that it reads. Raises ValueError for another choice.
+    """
+
+    def __init__(self, folder: Path, on_collapse: str = "warn", say: Callable = print):
+        if on_collapse not in CHOICES:
+            raise ValueError(f"on_collapse is {on_collapse!r}; choose one of {', '.join(CHOICES)}")
+        self.folder, self.choice, self.say, self.done = Path(folder), on_collapse, say, False
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if self.done or "loss" not in (logs or {}):
+            return
+        heard = [self._ask(state.global_step) if state.is_world_process_zero else ""]
+        if args.world_size > 1:  # all ranks save and stop after the same step, or a collective hangs
+            heard = gather_object(heard)
+        self.done = any(heard)
+        if "now" in heard:
+            control.should_save = control.should_save or self.choice != "warn"
+            control.should_training_stop = control.should_training_stop or self.choice == "stop"
+
+    def _ask(self, step: int) -> str:
+        """ "now", "before" when an earlier call of this run has said it, "" while all is well."""
+        metrics = runs.load_metrics(self.folder)
+        if "alarm/step" in metrics and metrics["alarm/step"].notna().any():
+            return "before"
+        if not any(name in metrics for name in SIGNALS):
+            return ""
+        found = alarm(metrics)
+        if found.step is None:
+            return ""
+        runs.append_metrics(self.folder, {"step": step, "alarm/step": found.step})
+        act = {"warn": "", "save": "; a checkpoint is saved", "stop": "; the run saves and stops"}[self.choice]
+        self.say(f"alarm at step {found.step}: {'; '.join(found.reasons)}{act}")
+        return "now"
