@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from corelib import runs
@@ -20,7 +22,7 @@ from corelib.evaluate import Job, answer, held_out, prepare
 from corelib.generate import Engine, mixed_seed
 from corelib.models import identify
 
-PROBLEMS, DRAWS, ROWS, ROUNDS = 500, 4, 125, 5
+PROBLEMS, DRAWS, ROWS, ROUNDS = 500, 2, 125, 4
 GOALS = {"over_generation": 1.10, "math500_seconds": 2.0, "over_lm_eval": 1.0}
 REAL = "math500/math500_gpt_answers_rasbt.json"
 
@@ -34,13 +36,15 @@ def main(data: str = "", out: str = "") -> dict:
     logging.disable_progress_bar()
     engine = Engine(identify("lab"), "transformers")
     engine.model  # noqa: B018  loading is not part of what is compared
-    result = {
-        "problems": PROBLEMS, "rounds": ROUNDS, "goals": GOALS, "over_generation": over_generation(engine),
-        "math500": math500(Path(data)) if data else {"missing": f"--data FOLDER, a folder with {REAL}"},
-        "over_lm_eval": over_lm_eval(engine), "versions": runs.versions(),
-    }  # fmt: skip
-    for name in ("over_generation", "math500", "over_lm_eval"):
-        print(f"{name}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in result[name].items() if k != "all"))  # fmt: skip
+    result = {"problems": PROBLEMS, "rounds": ROUNDS, "goals": GOALS, "versions": runs.versions()}
+    for name, measure in (
+        ("over_generation", lambda: over_generation(engine)),
+        ("math500", lambda: math500(Path(data)) if data else {"missing": f"--data FOLDER, a folder with {REAL}"}),
+        ("over_lm_eval", lambda: over_lm_eval(engine)),
+    ):
+        result[name] = measure()
+        shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in result[name].items() if k != "all"}
+        print(f"{name}: " + ", ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
     if out:
         runs.write_json(out, result)
     return result
@@ -54,7 +58,10 @@ def job(engine: Engine, folder: Path, **given) -> Job:
 
 
 def over_generation(engine: Engine) -> dict:
-    """Seconds of an evaluation (draw, grade, store, score) over those of the same calls of `generate` alone."""
+    """Seconds of an evaluation (plan, draw, decode, grade, store) over those of the same calls of `generate` alone.
+
+    Both start from loaded problems and token ids: making the lab's problems would be counted as evaluation otherwise.
+    """
     import torch
     from transformers import GenerationConfig
 
@@ -63,7 +70,6 @@ def over_generation(engine: Engine) -> dict:
     asked = job(engine, Path(), k=DRAWS)
     plan = engine.plan(asked.ids, asked.decoding)
     seeds = [mixed_seed(asked.decoding.seed, q.key) for q in asked.questions]
-    model.generation_config = GenerationConfig()
 
     def bare() -> int:
         made = 0
@@ -82,9 +88,13 @@ def over_generation(engine: Engine) -> dict:
 
     def ours() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            return int(answer(job(engine, Path(folder), k=DRAWS), engine, say=lambda _: None)["tokens"].sum())
+            return int(answer(replace(asked, folder=Path(folder)), engine, say=lambda _: None)["tokens"].sum())
 
-    return _in_turn(ours, bare, "evaluation", "generation")
+    defaults, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        return _in_turn(ours, bare, "evaluation", "generation")
+    finally:
+        model.generation_config = defaults
 
 
 def math500(folder: Path) -> dict:
@@ -106,12 +116,16 @@ def math500(folder: Path) -> dict:
 
 
 def over_lm_eval(engine: Engine) -> dict:
-    """Throughput of an evaluation over that of lm-eval's `simple_evaluate` with HFLM: greedy, the same rows a batch."""
+    """Throughput of an evaluation over that of lm-eval's `evaluate` with HFLM: greedy, the same rows a batch.
+
+    Only its loop: what `simple_evaluate` does once a call (indexing some 14,000 task files, asking the system for its
+    versions) is left out, and so are our loading and tokenizing of problems, which are given to both.
+    """
     if importlib.util.find_spec("lm_eval") is None:
         return {"missing": "lm_eval, the harness itself: pip install lm-eval==0.4.13 beside this project"}
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.api.task import ConfigurableTask
+    from lm_eval.evaluator import evaluate as loop
+    from lm_eval.models.huggingface import HFLM
 
     asked = job(engine, Path(), k=1, temperature=0.0)
     longest = max(map(len, asked.ids))
@@ -141,15 +155,15 @@ def over_lm_eval(engine: Engine) -> dict:
 
     def theirs() -> int:
         texts.clear()
-        with contextlib.redirect_stdout(None):
-            lm_eval.simple_evaluate(model=lm, tasks=[task()], bootstrap_iters=0, verbosity="ERROR")
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # its progress bars
+            loop(lm, {"tasks": {"lab": task()}, "groups": {}}, bootstrap_iters=0, verbosity="ERROR")
         return sum(len(engine.tokenizer(t)["input_ids"]) for t in texts.values())
 
     same: dict = {}
 
     def ours() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            table = answer(job(engine, Path(folder), k=1, temperature=0.0), engine, say=lambda _: None)
+            table = answer(replace(asked, folder=Path(folder)), engine, say=lambda _: None)
         same.update(zip(table["prompt"], table["completion"], strict=True))
         return int((table["tokens"] - (table["finish"] == "stop")).sum())
 
