@@ -65,8 +65,8 @@ def main(argv) -> int:
     folder = Path(argv[argv.index("--out") + 1])
     rows_of, settings_of = train.training_rows, train.grpo_config
 
-    def training_rows(config, tokenizer=None):
-        rows, digest = rows_of(config, tokenizer)
+    def training_rows(config, tokenizer=None, folder=None):
+        rows, digest = rows_of(config, tokenizer, folder)
         views = 2 if config.paired else 1
         return longest(rows, tokenizer, min(STEPS * config.prompts, len(rows)), views), digest
 

@@ -23,14 +23,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # worth a factor of 4 on tiny models and shared cores
 
 
-def training_rows(config: RunConfig, tokenizer=None):
+def training_rows(config: RunConfig, tokenizer=None, folder: Path | None = None):
     """The rows TRL trains on and their hash: one row a prompt, the two views of a pair adjacent for paired methods.
 
-    Columns: prompt, pair_id, view, answer. Ground truth travels along for `gt` and for the `gt/` metrics only.
+    Columns: prompt, pair_id, view, answer. Ground truth travels along for `gt` and for the `gt/` metrics only. The data's
+    audit is written into `folder` when one is given.
     """
     from datasets import Dataset
 
-    pairs = load_pairs(config, tokenizer)
+    pairs = load_pairs(config, tokenizer, folder)
     views = ("original", "rephrased") if config.paired else (config.views,)
     column = {"original": "question", "rephrased": "rephrased"}
     rows = [
@@ -50,7 +51,7 @@ def training_rows(config: RunConfig, tokenizer=None):
     return Dataset.from_list(rows), runs.data_hash(rows)
 
 
-def load_pairs(config: RunConfig, tokenizer=None):
+def load_pairs(config: RunConfig, tokenizer=None, folder: Path | None = None):
     """Question pairs of the run's data set; pairs with an overlong view are dropped as in the released loader."""
     if config.dataset == "lab":
         from corelib import lab
@@ -61,7 +62,11 @@ def load_pairs(config: RunConfig, tokenizer=None):
     from corelib import data
 
     pairs, audit = data.load_pairs(config.dataset, config.source or None)
-    return data.length_filter(pairs, tokenizer, config.max_prompt_tokens, audit) if tokenizer is not None else pairs
+    if tokenizer is not None:
+        pairs = data.length_filter(pairs, tokenizer, config.max_prompt_tokens, audit)
+    if folder is not None:
+        audit.save(folder)
+    return pairs
 
 
 def total_steps(config: RunConfig, rows: int) -> int:
@@ -204,7 +209,7 @@ def train(config: RunConfig, folder: Path) -> dict:
 
             smollm2.prepare()
         tokenizer = load_tokenizer(config)
-        rows, data_hash = training_rows(config, tokenizer)
+        rows, data_hash = training_rows(config, tokenizer, folder if _is_main() else None)
         steps = total_steps(config, len(rows))
         if _is_main():
             if manifest is not None and manifest.get("data_hash") != data_hash:
