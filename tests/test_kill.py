@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from corelib import runs, saving
+from corelib import runs, saving, train
+from corelib.config import load_config
 
 SETTINGS = dict(steps=12, save_steps=3, learning_rate=1e-3, eval_steps=4, teacher_start=0.2, eval_problems=4)
 MEASURED = ["reward", "loss", "grad_norm", "gt/accuracy", "gt/teacher_label_accuracy", "teacher/distance", "gt/validation"]  # fmt: skip
@@ -79,35 +80,49 @@ def finish(config: Path, folder: Path) -> None:
 
 
 def same(a: Path, b: Path) -> None:
-    for file in ("final/model.safetensors", "best/model.safetensors", "checkpoint-12/teacher.safetensors", "checkpoint-12/model.safetensors"):  # fmt: skip
+    steps = runs.read_status(a)["steps"]
+    for file in ("final/model.safetensors", "best/model.safetensors", f"checkpoint-{steps}/teacher.safetensors", f"checkpoint-{steps}/model.safetensors"):  # fmt: skip
         one, other = load_file(a / file), load_file(b / file)
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one), file
     one, other = runs.load_metrics(a), runs.load_metrics(b)
-    assert one["step"].tolist() == list(range(13)) and one[MEASURED].equals(other[MEASURED])
+    assert one["step"].tolist() == list(range(steps + 1)) and one[MEASURED].equals(other[MEASURED])
     assert runs.read_json(a / "best" / "validation.json") == runs.read_json(b / "best" / "validation.json")
     assert runs.load_completions(a).equals(runs.load_completions(b))
 
 
 @pytest.fixture
 def config(tiny, tmp_path):
-    def make(method):
+    def make(method, **settings):
         path = tmp_path / f"{method}.yaml"
-        path.write_text(tiny(method, **SETTINGS).to_yaml())
+        path.write_text(tiny(method, **(SETTINGS | settings)).to_yaml())
         return path
 
     return make
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill-9", "term"])
-def test_killed_and_resumed_equals_never_stopped(number, config, tmp_path):
-    config, whole, killed = config("co_rewarding_ii"), tmp_path / "whole", tmp_path / "killed"
-    finish(config, whole)
-    assert run_and_kill(config, killed, after_step(killed, 7, 0.2), number)
-    if number == signal.SIGTERM:
-        assert "stopped at step" in log_of(killed)  # it saved a checkpoint where it was, and lost nothing
+def never_stopped(config: Path, folder: Path) -> Path:
+    """The run to compare with, in this process: its weights are those of a child's."""
+    train.train(load_config(path=config), folder)
+    return folder
+
+
+def test_killed_and_resumed_equals_never_stopped(config, tmp_path):
+    """kill -9; tests/test_survival.py has SIGTERM at every moment."""
+    config, killed = config("co_rewarding_ii", steps=6, save_steps=2), tmp_path / "killed"
+    assert run_and_kill(config, killed, after_step(killed, 3, 0.05))
     finish(config, killed)
     assert "resuming at step" in log_of(killed)
-    same(whole, killed)
+    same(never_stopped(config, tmp_path / "whole"), killed)
+
+
+@pytest.mark.slow
+def test_terminated_and_resumed_equals_never_stopped(config, tmp_path):
+    config, told = config("co_rewarding_ii"), tmp_path / "told"
+    assert run_and_kill(config, told, after_step(told, 5, 0.2), signal.SIGTERM)
+    assert "stopped at step" in log_of(told)  # it saved a checkpoint where it was, and lost nothing
+    assert runs.read_status(told)["state"] == "stopped"
+    finish(config, told)
+    same(never_stopped(config, tmp_path / "whole"), told)
 
 
 @pytest.mark.slow
@@ -118,8 +133,8 @@ def test_twenty_kills_at_random_moments(method, runs_of_it, config, tmp_path):
     A tiny checkpoint takes tens of milliseconds on an idle core. A kill that comes after its end counts nevertheless:
     it then hits the rotation, or the next step. How many were cut off is printed and must not be none.
     """
-    config, whole, rng = config(method), tmp_path / "whole", random.Random(method)
-    finish(config, whole)
+    config, rng = config(method), random.Random(method)
+    whole = never_stopped(config, tmp_path / "whole")
     unfinished = kills = 0
     for trial in range(runs_of_it):
         folder = tmp_path / f"killed{trial}"
