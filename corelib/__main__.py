@@ -54,6 +54,7 @@ def main(argv=None) -> int:
     p.add_argument("--batch-tokens", type=int, default=40_000, help="transformers: tokens of a batch, answers included")
     p.add_argument("--seed", type=int, default=0, help="of the draws")
     p.add_argument("--trained-on", default="", help="training set whose questions a second score leaves out")
+    p.add_argument("--training-source", default="", help="its folder (default: the run's own, else --source)")
     p.add_argument("--regrade", action="store_true", help="grade stored answers again")
     p.add_argument("--out", default="", help="folder of the model's answers (default: below outputs/evaluations)")
     p.add_argument("--dry-run", action="store_true", help="print what would be drawn")
@@ -219,7 +220,7 @@ def evaluate(args) -> int:
     identify(model)  # a misspelt model is told before anything else
     seen = args.trained_on or report.trained_on(model, config)
     try:
-        texts = training_texts(seen, args.source) if seen else ()
+        texts = training_texts(seen, args.training_source or (config.source if config else args.source)) if seen else ()
     except ValueError as error:
         if args.trained_on:
             raise
