@@ -193,10 +193,10 @@ def case_study(
 ) -> pd.DataFrame:
     """One question's rollouts at chosen moments, a row a run and moment.
 
-    `completions`: method -> stored rollouts; `steps`: method -> steps to show (start, before, after collapse). A question
-    is drawn at few steps: where it was not drawn at the step asked, the step's most typical group (support nearest the
-    median) of a question of the same kind stands in, and `question` shows which. Columns method, step, question, truth,
-    label, answers ("12 x 6, 13 x 2"), completion (the `n` commonest texts).
+    `completions`: method -> stored rollouts; `steps`: method -> steps to show (start, before, after collapse). A run sees a
+    question rarely twice: where it was not drawn at the step asked, the question that most of the runs drew at that step
+    (the lowest pair_id of these) stands in; nothing is picked by its rollouts. Columns method, step, question, truth,
+    label, answers ("12 x 6, 13 x 2"), completion (the `n` commonest texts). Raises ValueError for a step not stored.
     """
     rows = []
     for method, frame in completions.items():
@@ -208,8 +208,8 @@ def case_study(
                 )
             group = batch[batch["pair_id"] == pair_id]
             if group.empty:
-                supports = votes(batch).set_index("pair_id")["support"]
-                group = batch[batch["pair_id"] == (supports - supports.median()).abs().idxmin()]
+                drawn = Counter(p for other in completions.values() for p in set(other.loc[other["step"] == step, "pair_id"]))  # fmt: skip
+                group = batch[batch["pair_id"] == min(set(batch["pair_id"]), key=lambda p: (-drawn[p], p))]
             first = group.iloc[0]
             counts = Counter(a if isinstance(a, str) else "none" for a in group["answer"]).most_common(4)
             rows.append(

@@ -286,3 +286,64 @@ def test_the_rule_has_no_method_in_it():
     from corelib.config import METHOD_NAMES
 
     assert not {name for name in vars(RULE)} & set(METHOD_NAMES)
+
+
+@pytest.fixture
+def frame():
+    from corelib import plots_diagnostics
+
+    voting = run(gt__accuracy=collapses_at_40, reward=lambda s: 0.5 + 0.004 * s).assign(
+        **{"gt/policy_label_accuracy": 0.5, "gt/label_accuracy": [0.9] * 40 + [0.1] * 40}
+    )
+    runs_ = {"a": voting, "b": run(seed=1), "c": run(seed=2)}
+    return plots_diagnostics.stack(runs_, {"a": "majority_voting", "b": "gt", "c": "gt"}), runs_
+
+
+def test_titles_say_what_is_drawn(frame):
+    import matplotlib.pyplot as plt
+
+    from corelib import plots_diagnostics as figures
+
+    stacked, by_run = frame
+    said = figures.reward_and_accuracy(stacked)._suptitle.get_text()
+    assert "Majority voting end" in said and "GT" not in said
+    assert figures.reward_and_accuracy(stacked[stacked["method"] == "gt"])._suptitle.get_text().startswith("Reward and")
+    assert (
+        figures.votes(stacked)
+        ._suptitle.get_text()
+        .startswith("Pseudo-labels: 10 % right at the end for Majority voting")
+    )
+    table = diagnostics.judge_runs(by_run)
+    timeline = figures.alarm_timeline(stacked, table)
+    assert timeline._suptitle.get_text() == "The alarm saw 0 of 1 collapses; 0 of 2 stable runs raised it"
+    assert [ax.get_title() for ax in timeline.axes] == ["Majority voting: missed", "GT reward", "GT reward"]
+    curve = figures.roc(diagnostics.roc({"bad": FATES["silent"], "well": run()}, [0.001, 1.0, 50.0])).axes[0]
+    assert curve.get_title() == "At scale 1: 100 % of collapses seen, 0 % false alarms"
+    assert curve.lines[0].get_xydata().tolist() == [[0, 0], [0, 1], [1, 1]]
+    seeds = figures.diversity(stacked).axes[0]
+    assert len(seeds.lines) == 2 and len(seeds.collections) == 1  # two seeds of gt are one line with a band
+    plt.close("all")
+
+
+def test_figures_of_rollouts(frame):
+    import matplotlib.pyplot as plt
+
+    from corelib import plots_diagnostics as figures
+
+    measures = diagnostics.rollout_measures(pd.concat([batch(1), batch(2).assign(answer="2")]))
+    drawn = figures.rollout_measures(figures.stack({"a": measures}, {"a": "gt"}))
+    assert drawn.axes[0].lines[0].get_ydata()[0] == pytest.approx(measures.loc[1, "about_question"])
+    many = pd.concat([batch(s).assign(pair_id=lambda f, s=s: f["pair_id"] + 2 * s) for s in range(1, 41)])
+    levels = {p: 1 + p % 2 for p in many["pair_id"]}  # odd pairs are right, even ones wrong
+    by_level = figures.by_level(figures.stack({"a": diagnostics.label_accuracy(many, levels)}, {"a": "gt"}))
+    assert {line.get_ydata()[0] for line in by_level.axes[0].lines} == {0.0, 1.0}
+    plt.close("all")
+
+
+def test_the_case_study_page_escapes_what_a_model_wrote():
+    from corelib.plots_diagnostics import case_study_html
+
+    hostile = batch().assign(completion="<script>alert(1)</script>")
+    page = case_study_html(diagnostics.case_study({"gt": hostile}, 2, {"gt": [1]}))
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "5 (wrong)" in page
