@@ -42,19 +42,25 @@ class Rule:
     silent: float = 0.20  # rise of the share without an answer over its lowest so far; lab: 0.8 within 20 steps
     drift: float = 0.15  # relative rise of token entropy over its beginning; lab: stable runs only fall
     scatter: float = 0.05  # relative rise of a group's distinct answers over their beginning that must go with it
-    undone: float = 0.50  # the same two over their lowest so far, for a policy that had learnt something
+    undone: float = (
+        0.50  # the same two over their lowest so far, for a policy that had learnt something; no lab run needed it
+    )
     undone_scatter: float = 0.15
     takeover: float = 0.40  # relative rise of the commonest answer's share; lab: stable runs below 0.30
     lag: int = 25  # steps over which a self-rewarded policy must have got surer
-    stall_entropy: float = 0.97  # token entropy over that of `lag` steps before; lab: at most 0.90 while healthy
-    stall_support: float = 0.95  # missing agreement, 1 - support, over that of `lag` steps before
+    stall_entropy: float = (
+        0.97  # token entropy over that of `lag` steps before; lab: 0.98 and more while majority voting drifts
+    )
+    stall_support: float = 0.95  # missing agreement, 1 - support, over that of `lag` steps before; lab: likewise
     neutral: float = 0.70  # ratio of the two above at which the condition counts nothing
     full: float = 0.15  # missing agreement below which there is nothing left to gain, so that a stall means nothing
-    own: float = 0.005  # reward is the policy's own agreement when they differ by no more in each of `slow` steps
-    shrink: float = 0.35  # fall of the length below its highest; paper fig. 5: 0.54 in collapse, 0.17 in healthy GT
+    own: float = 0.005  # reward is the policy's own agreement when they differ by no more in each of `slow` steps; stable runs stall too
+    shrink: float = (
+        0.35  # fall of the length below its highest; paper, Qwen3-4B on DAPO: 0.54 in collapse, 0.17 in healthy GT
+    )
     settle: int = 20  # steps in which length may change freely: a base model first learns to stop
     part: float = 0.25  # fall of the views' agreement below its highest so far; untested, no paired run collapsed yet
-    forget: float = 0.40  # relative fall of the base model's answers that are kept; lab: stable runs below 0.25
+    forget: float = 0.40  # relative fall of the base model's answers that are kept; lab, probe simulated from rollouts: stable below 0.30
 
 
 RULE = Rule()
