@@ -54,7 +54,7 @@ class Rule:
     stall_support: float = 0.95  # missing agreement, 1 - support, over that of `lag` steps before; lab: likewise
     neutral: float = 0.70  # ratio of the two above at which the condition counts nothing
     full: float = 0.15  # missing agreement below which there is nothing left to gain, so that a stall means nothing
-    own: float = 0.005  # reward is the policy's own agreement when they differ by no more in each of `slow` steps; stable runs stall too
+    own: float = 0.005  # reward is the policy's own agreement when they differ by no more in each of `slow` steps; without it 9 of 10 stable lab runs would fire
     shrink: float = (
         0.35  # fall of the length below its highest; paper, Qwen3-4B on DAPO: 0.54 in collapse, 0.17 in healthy GT
     )
