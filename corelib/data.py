@@ -51,6 +51,8 @@ PROBLEM_HUB = {
     "math500": ("HuggingFaceH4/MATH-500", None, "test"),
     "amc": ("AI-MO/aimo-validation-amc", None, "train"),
     "gsm8k": ("openai/gsm8k", "main", "test"),
+    "aime24": ("HuggingFaceH4/aime_2024", None, "train"),
+    "aime25": ("math-ai/aime25", None, "test"),
 }
 QUESTION_COLUMNS, ANSWER_COLUMNS = ("problem", "question", "prompt"), ("expected_answer", "answer", "solution")
 

@@ -92,7 +92,7 @@ def test_installed_versions_are_the_pinned_ones():
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         if "==" in line and not line.startswith("#"):
             name, version = line.split("==")
-            assert importlib.metadata.version(name).split("+")[0] == version
+            assert importlib.metadata.version(name.split("[")[0]).split("+")[0] == version
 
 
 def test_top_level_is_the_fixed_one():
