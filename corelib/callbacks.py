@@ -63,6 +63,7 @@ class Heartbeat(TrainerCallback):
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.started = self.previous = self.since = self.ready = None
         self.last_write, self.trainer = 0.0, None
+        self.last_step: dict = {}  # what the status says of it, also when the run ends between two writes
 
     def on_init_end(self, args, state, control, **_):
         self.ready = self.clock()
@@ -93,20 +94,18 @@ class Heartbeat(TrainerCallback):
         self.recent.append(now - self.previous)
         self.longest = self.longest_until(now)
         self.previous = self.since = now
+        self.last_step = {
+            "step": state.global_step,
+            "steps": self.steps,
+            "step_seconds": self.step_seconds(),
+            "longest_step": self.longest,
+            "last_step_at": now,
+        }
         if now - self.last_write > 1 or state.global_step == self.steps:
             self.last_write = now
             left = self.step_seconds() * (self.steps - state.global_step)
-            runs.write_status(
-                self.folder,
-                "running",
-                step=state.global_step,
-                steps=self.steps,
-                eta=left,
-                seconds=self.seconds_before + now - self.started,
-                step_seconds=self.step_seconds(),
-                longest_step=self.longest,
-                last_step_at=now,
-            )
+            seconds = self.seconds_before + now - self.started
+            runs.write_status(self.folder, "running", eta=left, seconds=seconds, **self.last_step)
             accuracy = row.get("gt/accuracy", float("nan"))
             self.say(
                 f"step {state.global_step}/{self.steps}  reward {row['reward']:.3f}  accuracy {accuracy:.3f}  {left:.0f} s left"

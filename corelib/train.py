@@ -218,7 +218,7 @@ def train(config: RunConfig, folder: Path) -> dict:
                 )
             if manifest is None:
                 runs.write_manifest(folder, config, data_hash=data_hash, prompts=len(rows), steps=steps)
-            runs.write_status(folder, "running", step=0, steps=steps, seconds=seconds_before)
+            runs.write_status(folder, "running", step=status.get("step", 0), steps=steps, seconds=seconds_before)
         heartbeat.steps = steps
         stop_ids = evaluate.stop_ids(config, tokenizer)
         validate = Validate(config, folder, tokenizer, stop_ids)
@@ -270,7 +270,7 @@ def train(config: RunConfig, folder: Path) -> dict:
             "best_validation": best.get("accuracy"),
         }
         if _is_main():
-            runs.write_status(folder, "done" if step >= steps else "stopped", **final)
+            runs.write_status(folder, "done" if step >= steps else "stopped", **(heartbeat.last_step | final))
             print(f"{'done' if step >= steps else 'stopped'} at step {step} of {steps}", flush=True)
         return final
     except BaseException as error:
@@ -282,6 +282,7 @@ def train(config: RunConfig, folder: Path) -> dict:
                 error=f"{type(full or error).__name__}: {full or error}",
                 last_good=str(saving.last_good(folder) or ""),
                 seconds=seconds_before + time.time() - started,
+                **heartbeat.last_step,
             )
         if full is not None and full is not error:
             raise full from error

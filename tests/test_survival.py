@@ -282,9 +282,9 @@ def pairs_made_once():
     """The lab's questions are a function of the seed; making them takes longer than a step of a tiny run."""
     make, made = train.load_pairs, {}
 
-    def once(config, tokenizer=None):
+    def once(config, *rest):
         if config.seed not in made:
-            made[config.seed] = make(config, tokenizer)
+            made[config.seed] = make(config, *rest)
         return made[config.seed]
 
     train.load_pairs = once
