@@ -167,7 +167,10 @@ def prepare(config: RunConfig, machines: int = 1) -> dict[str, str]:
 
 
 def train(config: RunConfig, folder: Path | None = None, echo: Callable = print, poll: Callable | None = None) -> Path:
-    """Train a run in a supervised child, or resume it, or do nothing when it is done. Returns the run folder."""
+    """Train a run in a supervised child, or resume it, or do nothing when it is done. Returns the run folder.
+
+    Raises RuntimeError when it ended early: stopped and saved (a signal, `max_hours`), or failed, with the log's end.
+    """
     folder = Path(folder or runs.run_folder(config)).absolute()
     runs.refuse_other_settings(folder, config)
     if runs.read_status(folder).get("state") == "done":
@@ -175,13 +178,21 @@ def train(config: RunConfig, folder: Path | None = None, echo: Callable = print,
         return folder
     for name, text in prepare(config).items():
         runs.write_text(folder / name, text)
-    run_logged(
-        train_command(config, folder),
-        folder / "train.log",
-        echo=echo,
-        poll=poll,
-        grace=config.stop_seconds,
-    )
+    try:
+        run_logged(
+            train_command(config, folder),
+            folder / "train.log",
+            echo=echo,
+            poll=poll,
+            grace=config.stop_seconds,
+        )
+    except RuntimeError:
+        status = runs.read_status(folder)
+        if status.get("state") != "stopped":
+            raise
+        raise RuntimeError(
+            f"{folder.name} was stopped at step {status.get('step', 0)} of {status.get('steps')} and is saved; the same line goes on from there"
+        ) from None
     return folder
 
 

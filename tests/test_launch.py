@@ -180,3 +180,19 @@ launch.execute([fake(Path({str(tmp_path)!r}), "long", "echo $$ > {tmp_path}/pid;
     parent.terminate()
     parent.wait(40)
     assert wait_for(lambda: not alive(pid))
+
+
+def test_a_stopped_training_says_that_it_is_saved_and_how_to_go_on(tiny, tmp_path, monkeypatch):
+    from corelib import launch, runs
+
+    def stopped(*_, **__):
+        runs.write_status(tmp_path, "stopped", step=3, steps=9)
+        raise RuntimeError("ended with 3")
+
+    monkeypatch.setattr(launch, "run_logged", stopped)
+    with pytest.raises(RuntimeError, match="stopped at step 3 of 9 and is saved; the same line goes on"):
+        launch.train(tiny("gt"), tmp_path)
+    monkeypatch.setattr(launch, "run_logged", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("ended with 1")))
+    runs.write_status(tmp_path, "failed")
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        launch.train(tiny("gt"), tmp_path)
