@@ -11,6 +11,7 @@ import json
 import random
 import re
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,7 @@ IFEVAL_PARTS = {  # our name -> metric of the harness
     "inst_strict": "inst_level_strict_acc",
     "inst_loose": "inst_level_loose_acc",
 }
+_IFEVAL = threading.Lock()  # langdetect reads its profiles at first use, and the random state is the whole process's
 
 
 def require(task: str) -> None:
@@ -137,15 +139,21 @@ def grade_ifeval(completions: list[str], problem: dict) -> list[Verdict]:
     require("ifeval")
     from lm_eval.tasks.ifeval.utils import process_results
 
-    doc, verdicts, state = json.loads(problem["doc"]), [], random.getstate()
-    for text in completions:
-        random.seed(
-            0
-        )  # where a prompt counts "#" or "!", the harness counts a random letter instead (2 of 541 prompts)
-        found = process_results(doc, [text])
-        detail = json.dumps({ours: found[name] for ours, name in IFEVAL_PARTS.items()})
-        verdicts.append(Verdict(text or None, bool(found["prompt_level_strict_acc"]), detail))
-    random.setstate(state)
+    doc, verdicts = json.loads(problem["doc"]), []
+    unfollowed = [False] * len(doc["instruction_id_list"])
+    nested = {name: False if name.startswith("prompt") else unfollowed for name in IFEVAL_PARTS.values()}
+    with _IFEVAL:
+        state = random.getstate()
+        for text in completions:
+            # where a prompt counts "#" or "!", the harness counts a random letter instead (2 of 541 prompts)
+            random.seed(0)
+            try:
+                found = process_results(doc, [text])
+            except RecursionError:  # "[[[[..." read as JSON by the harness
+                found = nested
+            detail = json.dumps({ours: found[name] for ours, name in IFEVAL_PARTS.items()})
+            verdicts.append(Verdict(text or None, bool(found["prompt_level_strict_acc"]), detail))
+        random.setstate(state)
     return verdicts
 
 

@@ -535,3 +535,53 @@ def test_mmlu_pro_prompts_are_the_harness_s(shared_data, tiny_model):
     for sample in result.samples.to_dict("records"):
         assert sample["prompt"] == find("mmlu_pro").messages(problems[sample["id"]])
         assert find("mmlu_pro").grade([sample["completion"]], problems[sample["id"]])[0].right == sample["right"]
+
+
+@pytest.fixture
+def offline_ifeval(monkeypatch):
+    """The harness's IFEval without punkt_tab, which the instructions of these tests do not need."""
+    import langdetect
+    import nltk
+
+    monkeypatch.setattr(nltk, "download", lambda *_, **__: True)
+    monkeypatch.setattr(harness, "require", lambda task: None)
+    monkeypatch.setattr(langdetect.DetectorFactory, "seed", 0)
+
+
+def ifeval_problem(*instructions):
+    names, arguments = zip(*instructions, strict=True)
+    doc = {"key": 1, "prompt": "p", "instruction_id_list": list(names), "kwargs": list(arguments)}
+    return {"id": "1", "doc": json.dumps(doc)}
+
+
+@needs_harness
+def test_ifeval_grades_in_threads_as_in_a_row(offline_ifeval, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from langdetect import detector_factory
+
+    letter = (
+        "keywords:letter_frequency",
+        {"letter": "#", "let_frequency": 4, "let_relation": "at least"},
+    )  # a random one
+    problems = [
+        ifeval_problem(("language:response_language", {"language": c}), letter) for c in ("kn", "de", "fr", "en")
+    ]
+    text = "This is an answer in English, whatever language was asked for, and it is long enough to be recognised."
+    jobs = [([text] * 3, problem) for problem in problems * 2]
+    monkeypatch.setattr(detector_factory, "_factory", None)  # as in a fresh process: the profiles are not read yet
+    with ThreadPoolExecutor(8) as pool:
+        threads = list(pool.map(lambda job: harness.grade_ifeval(*job), jobs))
+    assert threads == [harness.grade_ifeval(*job) for job in jobs]
+    languages = [json.loads(v.detail)["inst_strict"][0] for row in threads for v in row]
+    assert languages == ([False] * 9 + [True] * 3) * 2
+
+
+@needs_harness
+def test_ifeval_survives_a_completion_nested_without_end(offline_ifeval):
+    problem = ifeval_problem(("detectable_format:json_format", {}), ("punctuation:no_comma", {}))
+    deep, fine = harness.grade_ifeval(["[" * 3000, "[1]"], problem)
+    assert not deep.right and json.loads(deep.detail) == {
+        "prompt_strict": False, "prompt_loose": False, "inst_strict": [False, False], "inst_loose": [False, False],
+    }  # fmt: skip
+    assert fine.right
