@@ -159,11 +159,17 @@ def _frame(batch, completions, verdicts, questions, graders) -> pd.DataFrame:
             rows.append(
                 {
                     "key": q.key, "id": str(q.problem["id"]), "sample": j, "prompt": q.prompt,
-                    "completion": completion.text, "tokens": completion.tokens, "finish": completion.finish,
-                    "answer": verdict.answer, "right": verdict.right, "detail": verdict.detail, "grader": graders[i],
+                    "completion": _encodable(completion.text), "tokens": completion.tokens, "finish": completion.finish,
+                    "answer": _encodable(verdict.answer), "right": verdict.right,
+                    "detail": _encodable(verdict.detail), "grader": graders[i],
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _encodable(value):
+    """A text without lone surrogates, which JSON of a model can name and no file can hold; anything else as it is."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _graded_again(frame, stale, questions, place, graders, grade, pool) -> pd.DataFrame:
@@ -173,6 +179,6 @@ def _graded_again(frame, stale, questions, place, graders, grade, pool) -> pd.Da
     judged = pool.map(lambda g: grade(list(g[1]["completion"]), questions[place[g[0]]].problem), groups)
     for (key, rows), verdicts in zip(groups, judged, strict=True):
         for column in ("answer", "right", "detail"):
-            frame.loc[rows.index, column] = [getattr(v, column) for v in verdicts]
+            frame.loc[rows.index, column] = [_encodable(getattr(v, column)) for v in verdicts]
         frame.loc[rows.index, "grader"] = graders[place[key]]
     return frame

@@ -480,3 +480,33 @@ def test_command_line(tmp_path, capsys):
     main([*common[:-1], "0.9", "--out", str(tmp_path / "b")])
     assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert "temperature differs" in capsys.readouterr().out
+
+
+# --- what a completion or a kill may not cost
+
+
+def collected(folder, problems, texts, grade, **more):
+    """`stored.collect` over problems that are drawn one a batch; the table, and the positions drawn."""
+    drawn = []
+    questions = [stored.Question(f"key {p['id']}", "prompt", p) for p in problems]
+
+    def draw(batch):
+        drawn.extend(batch)
+        return [[generate.Completion(texts[i], 3, "stop")] for i in batch]
+
+    table = stored.collect(folder, questions, [[i] for i in range(len(problems))], draw, grade, say=quiet, **more)
+    return table, drawn
+
+
+def test_a_lone_surrogate_in_an_answer_is_stored(tmp_path):
+    from corelib.benchmark_code import grade_zeroeval
+
+    problems, texts = [{"id": 1, "answer": "'a'"}], ['{"answer": "\\ud800", "reasoning": ""}']
+    for regrade in (False, True):
+        table, drawn = collected(tmp_path, problems, texts, grade_zeroeval, regrade=regrade)
+        assert list(table["answer"]) == ["?"] and list(table["completion"]) == texts and drawn == [0] * (not regrade)
+    odd = [{"id": 2, "answer": ""}]
+    table, _ = collected(
+        tmp_path / "all", odd, ["\ud800a"], lambda made, _: [Verdict(None, False, "\udfff")] * len(made)
+    )
+    assert list(table["completion"]) == ["?a"] and list(table["detail"]) == ["?"] and list(table["answer"]) == [None]
