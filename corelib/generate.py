@@ -22,7 +22,7 @@ from corelib.models import Checkpoint, load_model, load_tokenizer, load_vllm
 ENGINES = ("transformers", "vllm")
 
 BATCH_TOKENS = 40_000  # prompts and completions of a batch; 147 kB a token of Qwen3-4B in bf16: a cache of 5.9 GB
-VLLM_COMPLETIONS = 1024  # of one call: vLLM schedules them itself; between calls answers are stored
+VLLM_COMPLETIONS = 256  # of one call, vLLM's own default of sequences at once; between calls answers are stored
 
 
 class Completion(NamedTuple):

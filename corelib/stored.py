@@ -63,13 +63,19 @@ def read(folder: Path, say: Callable = print) -> dict[Path, pd.DataFrame]:
 
 
 def write(folder: Path, frame: pd.DataFrame) -> Path:
-    """Add a shard `<digest of its keys>.<checksum>.parquet` in one step: after a kill it is there or not, never by half."""
+    """Add a shard `<digest of its keys>.<checksum>.parquet` in one step: after a kill it is there or not, never by half.
+
+    Then remove the one of the same keys with other verdicts.
+    """
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer)
     content = buffer.getvalue().to_pybytes()
-    path = folder / f"{digest(list(frame['key']))}.{_checksum(content)}.parquet"
+    keys = digest(list(frame["key"]))
+    path = folder / f"{keys}.{_checksum(content)}.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda partial: partial.write_bytes(content))
+    for earlier in set(folder.glob(f"{keys}.*.parquet")) - {path}:
+        earlier.unlink()
     return path
 
 
@@ -101,7 +107,7 @@ def collect(
     name: str = "",
     every: float = 5.0,
 ) -> pd.DataFrame:
-    """All answers to `questions`, a row each in their order: what is stored is read, the rest drawn, graded and stored.
+    """All answers to `questions`, a row each in their order: what is stored is read, the rest drawn, stored and graded.
 
     `batches`: the questions (by position) that are drawn together, and in which order; each becomes one shard. A batch
     of which nothing is stored is always drawn whole, so a resumed evaluation makes the draws of one never stopped.
@@ -112,15 +118,14 @@ def collect(
         version, place = grader_version(), {q.key: i for i, q in enumerate(questions)}
         graders = [digest(version, q.problem) for q in questions]
         frames = []
-        for path, frame in read(folder, say).items():
+        for frame in read(folder, say).values():
             asked = frame["key"].isin(place)
             stale = asked & (
                 regrade | (frame["grader"] != [graders[place[k]] if k in place else "" for k in frame["key"]])
             )
             if stale.any():
-                frame = _graded_again(frame, stale, questions, place, graders, grade, pool)
-                if write(folder, frame) != path:
-                    path.unlink()
+                frame = _graded(frame, stale, questions, place, graders, grade, pool)
+                write(folder, frame)
             frames.append(frame[asked])
         have = {key for frame in frames for key in frame["key"]}
         todo = [left for batch in batches if (left := [i for i in batch if questions[i].key not in have])]
@@ -130,12 +135,10 @@ def collect(
         rows, done, drawn, started, said = sum(map(len, frames)), len(have), 0, time.time(), time.time()
         remaining = sum(map(len, todo))
         for batch in todo:
-            completions = draw(batch)
-            verdicts = pool.map(
-                lambda job: grade([c.text for c in job[1]], questions[job[0]].problem),
-                zip(batch, completions, strict=True),
-            )
-            frame = _frame(batch, completions, verdicts, questions, graders)
+            frame = _ungraded(batch, draw(batch), questions)
+            write(folder, frame)  # draws are dear: a kill or an error while grading must not lose them
+            everything = pd.Series(True, index=frame.index)
+            frame = _graded(frame, everything, questions, place, graders, grade, pool)
             write(folder, frame)
             frames.append(frame)
             right, rows = right + frame["right"].sum(), rows + len(frame)
@@ -151,20 +154,19 @@ def collect(
     return table.drop(columns=["place", "grader"])
 
 
-def _frame(batch, completions, verdicts, questions, graders) -> pd.DataFrame:
-    rows = []
-    for i, made, judged in zip(batch, completions, verdicts, strict=True):
-        q = questions[i]
-        for j, (completion, verdict) in enumerate(zip(made, judged, strict=True)):
-            rows.append(
-                {
-                    "key": q.key, "id": str(q.problem["id"]), "sample": j, "prompt": q.prompt,
-                    "completion": _encodable(completion.text), "tokens": completion.tokens, "finish": completion.finish,
-                    "answer": _encodable(verdict.answer), "right": verdict.right,
-                    "detail": _encodable(verdict.detail), "grader": graders[i],
-                }
-            )  # fmt: skip
-    return pd.DataFrame(rows)
+def _ungraded(batch, completions, questions) -> pd.DataFrame:
+    """Rows without verdicts, which `collect` takes for those of another grader."""
+    return pd.DataFrame(
+        [
+            {
+                "key": questions[i].key, "id": str(questions[i].problem["id"]), "sample": j, "prompt": questions[i].prompt,
+                "completion": _encodable(completion.text), "tokens": completion.tokens, "finish": completion.finish,
+                "answer": None, "right": False, "detail": "", "grader": "",
+            }
+            for i, made in zip(batch, completions, strict=True)
+            for j, completion in enumerate(made)
+        ]
+    )  # fmt: skip
 
 
 def _encodable(value):
@@ -172,7 +174,7 @@ def _encodable(value):
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _graded_again(frame, stale, questions, place, graders, grade, pool) -> pd.DataFrame:
+def _graded(frame, stale, questions, place, graders, grade, pool) -> pd.DataFrame:
     """The table with new verdicts where `stale`, question by question."""
     frame = frame.copy()
     groups = list(frame[stale].groupby("key", sort=False))
