@@ -21,7 +21,7 @@ import pytest  # noqa: E402
 
 _spec = importlib.util.find_spec("vllm")
 HAVE_VLLM = bool(_spec and _spec.origin)
-collect_ignore = [] if HAVE_VLLM else ["test_stock_trl.py", "test_swap.py", "test_training.py"]
+collect_ignore = [] if HAVE_VLLM else ["test_real_server.py", "test_stock_trl.py", "test_swap.py", "test_training.py"]
 
 
 def pytest_configure(config):
@@ -40,7 +40,7 @@ def vllm_on_cpu(monkeypatch):
     real, engines = vllm_generation.LLM, []
 
     def llm(**kwargs):
-        engines.append(real(**kwargs | {"dtype": "float32", "enforce_eager": True, "disable_log_stats": True}))
+        engines.append(real(**kwargs | {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.1}))
         return engines[-1]
 
     def repack_tied_head(model):
