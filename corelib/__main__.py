@@ -201,7 +201,7 @@ def evaluate(args) -> int:
     import json
 
     from corelib import evaluate_run, report
-    from corelib.evaluate import evaluate_model, training_texts
+    from corelib.evaluate import evaluate_model
     from corelib.models import identify
 
     if args.compare:
@@ -210,7 +210,26 @@ def evaluate(args) -> int:
     if bool(args.run) == bool(args.model):
         raise ValueError("name a run folder, or a model with --model: one of the two")
     if args.run and not (args.checkpoint or args.benchmarks):
-        print(json.dumps(evaluate_run.evaluate_run(args.run), indent=1))
+        plain = (
+            "source",
+            "limit",
+            "k",
+            "temperature",
+            "max_new_tokens",
+            "seed",
+            "trained_on",
+            "training_source",
+            "out",
+        )
+        if given := [f"--{name.replace('_', '-')}" for name in plain if getattr(args, name) not in (None, "", 0)]:
+            raise ValueError(
+                f"{', '.join(given)}: a run's held-out problems are asked as its config says; name --benchmarks to choose otherwise"
+            )
+        result = evaluate_run.evaluate_run(
+            args.run, engine=args.engine, dry_run=args.dry_run, regrade=args.regrade, batch_tokens=args.batch_tokens
+        )
+        if result:
+            print(json.dumps(result, indent=1))
         return 0
     names, config, out = report.chosen(args.benchmarks), None, args.out
     model = args.model
@@ -218,21 +237,16 @@ def evaluate(args) -> int:
         model, own, config = evaluate_run.checkpoint_of(args.run, args.checkpoint or "best")
         out = out or own
     identify(model)  # a misspelt model is told before anything else
-    seen = args.trained_on or report.trained_on(model, config)
-    try:
-        texts = training_texts(seen, args.training_source or (config.source if config else args.source)) if seen else ()
-    except ValueError as error:
-        if args.trained_on:
-            raise
-        print(f"no score without the training questions: {error}")
-        texts = ()
+    texts = report.training_questions(model, config, args.trained_on, args.training_source, args.source)
     evaluation = evaluate_model(
         model, names, out, args.engine, args.source, args.limit, texts, config, args.temperature, args.k,
         args.max_new_tokens, args.seed, args.batch_tokens, args.regrade, args.dry_run,
     )  # fmt: skip
     if not args.dry_run:
-        report.show(evaluation, config)
-    return 0
+        report.show(evaluation, None if args.checkpoint == "base" else config)
+    for name, why in evaluation.get("left_out", {}).items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
+    return 1 if evaluation.get("left_out") else 0
 
 
 def publish(args) -> int:

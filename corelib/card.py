@@ -140,9 +140,14 @@ def collapse_warning(subject: Subject, result: dict | None) -> str:
         + ("before the first update: those of the base model." if subject.step == 0 else "before the collapse."),
     }.get(subject.which, f"These are the weights at step {subject.step}.")
     return (
-        f"> **This run collapsed.** On held-out problems it scores {100 * result['final_accuracy']:.1f} % at its end, less than "
+        f"> **This run collapsed.** On {_test_name(subject.config)} it scores {100 * result['final_accuracy']:.1f} % at its end, less than "
         f"half of the {100 * result['best_accuracy']:.1f} % at its best validation. {side}"
     )
+
+
+def _test_name(config: RunConfig) -> str:
+    trained = config.eval_dataset == config.dataset != "lab"
+    return "its own training questions" if trained else "held-out problems"
 
 
 def about(subject: Subject) -> str:
@@ -329,11 +334,11 @@ def limits(subject: Subject, result: dict | None) -> str:
     if config.dataset == "amc":
         lines.append("Trained on the questions (not the answers) of the AMC test itself: its AMC score is not held out.")  # fmt: skip
     lines.append(
-        "Whether this run collapsed is not known: it was not evaluated on held-out problems at its end."
+        f"Whether this run collapsed is not known: it was not evaluated on {_test_name(config)} at its end."
         if result is None
         else "This run collapsed, see the top of this card."
         if result["collapsed"]
-        else "This run did not collapse: at its end it scores at least half of its best on held-out problems. Longer training was not tried."
+        else f"This run did not collapse: at its end it scores at least half of its best on {_test_name(config)}. Longer training was not tried."
     )
     if config.lora_rank:
         lines.append(f"Only LoRA adapters of rank {config.lora_rank} were trained; the paper trains all weights.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from corelib import evaluate_run, plots, runs
 from corelib.config import RunConfig
 from corelib.data import PROBLEM_HUB
+from corelib.evaluate import held_out
 from corelib.models import identify
 from corelib.stats import Estimate
 
@@ -25,9 +26,10 @@ class Result:
 
 
 def hub_data(benchmark: str) -> str:
-    """Hub id of a benchmark's problems; its own name where there is none."""
+    """Hub id of a benchmark's problems; its own name where there is none. Takes the names of rows in evaluation.json."""
     from corelib.benchmarks import BENCHMARKS
 
+    benchmark = benchmark.partition("[")[0].removesuffix("_held_out").removesuffix("_training")
     if benchmark in PROBLEM_HUB:
         return PROBLEM_HUB[benchmark][0]
     return BENCHMARKS[benchmark].source.split(" ")[0] if benchmark in BENCHMARKS else f"corewarding-{benchmark}"
@@ -41,9 +43,9 @@ def results(folder: Path, config: RunConfig, which: str) -> tuple[list[Result], 
     """
     found: dict[str, Result] = {}
     notes = []
-    result = runs.read_json(folder / "result.json")
+    result, test = runs.read_json(folder / "result.json"), held_out(config)
     if result:
-        held = found[config.eval_dataset] = Result(config.eval_dataset, f"{config.eval_dataset}, held out", f"avg@{config.test_samples}")  # fmt: skip
+        held = found[test.name] = Result(test.name, test.title, test.metric)
         for name, (low, high) in result["intervals"].items():
             held.scores[name] = Estimate(result[f"{name}_accuracy"], low, high, config.test_problems, config.test_samples)  # fmt: skip
     for name in dict.fromkeys((*evaluate_run.CHECKPOINTS, which)):
@@ -53,6 +55,8 @@ def results(folder: Path, config: RunConfig, which: str) -> tuple[list[Result], 
             model, out, _ = evaluate_run.checkpoint_of(folder, name.removeprefix("checkpoint-"))
             evaluation = runs.read_json(out / "evaluation.json")
             if not evaluation:
+                if (out / "evaluation.json").exists():
+                    notes.append(f"Stored scores of `{name}` are damaged and left out.")
                 continue
             if evaluation["digest"] != identify(model).digest:
                 notes.append(f"Stored scores of `{name}` belong to other weights and are left out.")
@@ -62,8 +66,13 @@ def results(folder: Path, config: RunConfig, which: str) -> tuple[list[Result], 
         except (RuntimeError, ValueError):  # a checkpoint that was deleted, or a base model that is not here
             continue
         for benchmark, row in evaluation["benchmarks"].items():
+            if row["title"] == f"{config.eval_dataset}, held out":
+                benchmark = test.name  # older evaluations name these problems like the benchmark
             entry = found.setdefault(benchmark, Result(benchmark, row["title"], row["metric"]))
-            entry.scores[name] = Estimate(*(row[f.name] for f in fields(Estimate)))
+            if (
+                benchmark != test.name or name not in entry.scores
+            ):  # runs share the base model's, result.json is this run's
+                entry.scores[name] = Estimate(*(row[f.name] for f in fields(Estimate)))
             entry.row = row if name == which else entry.row
     return list(found.values()), notes
 
@@ -110,7 +119,7 @@ def _cell(score: Estimate | None, size: Estimate) -> str:
 
 def _behind(row: dict) -> str:
     """What a score hides: truncated and unparsed answers, a sample of the questions, questions seen in training."""
-    told = [f"{100 * row[kind]:.1f} % of the answers {text}" for kind, text in (("truncated", "were cut off at the token limit"), ("unparsed", "hold no readable answer"), ("timeouts", "could not be compared in time")) if row.get(kind)]  # fmt: skip
+    told = [f"{100 * row[kind]:.1f} % of the answers {text}" for kind, text in (("truncated", "were cut off at the token limit"), ("unparsed", "hold no readable answer"), ("timeouts", "ran out of time when graded")) if row.get(kind)]  # fmt: skip
     if row.get("of") and row["problems"] != row["of"]:
         told.append(f"{row['problems']:,} of the benchmark's {row['of']:,} questions")
     if row.get("seen_in_training"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from corelib import runs, stored
+from corelib import runs, sandbox, stored
 from corelib.audit import write_atomically
 from corelib.benchmark_base import Benchmark
 from corelib.benchmark_math import grade_boxed
@@ -30,6 +31,8 @@ from corelib.stats import Estimate, avg_at_k, maj_at_k, pass_at_k
 
 KINDS = ("level", "subject", "category", "difficulty")  # columns of a problem that scores can be told apart by
 EVALUATIONS = ROOT / "outputs" / "evaluations"
+EXECUTE = ("livecodebench", "cruxeval_exec")  # their graders run programs that the model wrote
+OWN = ("temperature", "k", "max_new_tokens")  # decoding that a benchmark names itself
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,23 @@ def prepare(
     """Load the problems, render and measure the prompts. Raises ValueError for what cannot be asked of this model.
 
     `limit` takes that many problems at random, the same ones always. `given`: temperature, k, max_new_tokens, seed; None
-    leaves the benchmark's own.
+    leaves the benchmark's own. Raises RuntimeError for a benchmark that cannot be graded on this machine.
     """
     import torch
 
+    if benchmark.name in EXECUTE and (why := sandbox.available()):
+        raise RuntimeError(f"{benchmark.name}: its answers are programs that cannot be run here, because {why}")
     problems = benchmark.load(source)
     if limit:
         problems = problems.shuffle(seed=0).select(range(min(limit, len(problems))))
     problems = problems.to_list()
     decoding = Decoding(
-        **{n: benchmark.decoding[n] if given[n] is None else given[n] for n in ("temperature", "k", "max_new_tokens")},
+        **{n: benchmark.decoding[n] if given[n] is None else given[n] for n in OWN},
         stop_ids=tuple(stop_ids(config, engine.tokenizer)), stop=tuple(benchmark.decoding.get("stop", ())),
         seed=given.get("seed", 0), engine=engine.kind, dtype="bfloat16" if torch.cuda.is_available() else "float32",
     )  # fmt: skip
+    if benchmark.harness == "ifeval" and decoding.k > 1:
+        raise ValueError(f"ifeval with k={decoding.k}: its score is that of one answer a prompt; leave --k out")
     prompts = render(engine.tokenizer, [benchmark.messages(p) for p in problems])
     ids = encode(engine.tokenizer, prompts)
     longest, room = max(map(len, ids)), context_length(engine.checkpoint)
@@ -80,8 +87,11 @@ def prepare(
     return Job(benchmark, decoding, questions, ids, out / f"{benchmark.name}-{stored.digest(how, size=8)}")
 
 
-def answer(job: Job, engine: Engine, regrade: bool = False, say: Callable = print):
-    """All answers of a job as a DataFrame, a row a completion; only what is not stored yet is drawn."""
+def answer(job: Job, engine: Engine, regrade: bool = False, say: Callable = print, keep: bool = False):
+    """All answers of a job as a DataFrame, a row a completion; only what is not stored yet is drawn.
+
+    keep: leave the stored verdicts (scores.parquet) as they are, because they are those of more questions.
+    """
     seeds = [mixed_seed(job.decoding.seed, q.key) for q in job.questions]
     table = stored.collect(
         job.folder, job.questions, engine.plan(job.ids, job.decoding),
@@ -93,8 +103,29 @@ def answer(job: Job, engine: Engine, regrade: bool = False, say: Callable = prin
         if kind in job.questions[0].problem:
             table[kind] = [problems[i][kind] for i in table["id"]]
     scores = table.drop(columns=["prompt", "completion"])
-    write_atomically(job.folder / "scores.parquet", lambda partial: scores.to_parquet(partial, index=False))
+    if not keep:
+        write_atomically(job.folder / "scores.parquet", lambda partial: scores.to_parquet(partial, index=False))
     return table
+
+
+def label(job: Job) -> str:
+    """What names a job's row in evaluation.json: the benchmark, and in brackets how the decoding differs from its own.
+
+    So `math500` is always the benchmark as its protocol has it, and `math500[k=4, temperature=0.6]` a row beside it.
+    """
+    own = {**job.benchmark.decoding, "seed": 0}
+    differs = {n: v for n in sorted((*OWN, "seed")) if (v := getattr(job.decoding, n)) != own[n]}
+    return job.benchmark.name + (f"[{', '.join(f'{n}={v}' for n, v in differs.items())}]" if differs else "")
+
+
+def _part(job: Job, known: dict) -> bool:
+    """Whether more questions than the job's, and all of these, are scored already: its score must not replace theirs."""
+    row, path = known.get("benchmarks", {}).get(label(job)), job.folder / "scores.parquet"
+    if not row or row["answers"] != job.folder.name or not path.is_file():
+        return False
+    import pandas as pd
+
+    return {str(q.problem["id"]) for q in job.questions} < set(pd.read_parquet(path, columns=["id"])["id"])
 
 
 def score(table, benchmark: Benchmark, seen: Iterable = ()) -> dict:
@@ -105,11 +136,11 @@ def score(table, benchmark: Benchmark, seen: Iterable = ()) -> dict:
     """
     right = verdicts(table)
     k = len(right[0])
-    estimate = mean_of_four(table["detail"]) if benchmark.harness == "ifeval" else avg_at_k(right)
+    estimate, detail = main_score(table, benchmark), table["detail"].fillna("").astype(str)
     row = {
         "title": benchmark.title, "metric": benchmark.metric, **asdict(estimate),
-        "truncated": float((table["finish"] == "length").mean()), "unparsed": float(table["answer"].isna().mean()),
-        "timeouts": float((table["detail"] == "timeout").mean()), "tokens": float(table["tokens"].mean()),
+        "truncated": float((table["finish"] == "length").mean()), "unparsed": float((table["answer"].isna() | (detail == "unparsed")).mean()),
+        "timeouts": float(detail.str.startswith("timeout").mean()), "tokens": float(table["tokens"].mean()),
     }  # fmt: skip
     if k > 1:
         row[f"pass@{k}"] = asdict(pass_at_k(right, k))
@@ -119,15 +150,25 @@ def score(table, benchmark: Benchmark, seen: Iterable = ()) -> dict:
     if seen := set(map(str, seen)):
         rest = table[~table["id"].isin(seen)]
         row["seen_in_training"] = int(table[table["id"].isin(seen)]["id"].nunique())
-        row["without_seen"] = asdict(avg_at_k(verdicts(rest))) if len(rest) else None
+        row["without_seen"] = asdict(main_score(rest, benchmark)) if len(rest) else None
     return row
 
 
-def mean_of_four(details: Iterable[str]) -> Estimate:
-    """IFEval's score, the mean of prompt and instruction accuracy, strict and loose, with its error clustered by prompt.
+def main_score(table, benchmark: Benchmark) -> Estimate:
+    """The score that is reported first: avg@k, for IFEval the mean of its four measures."""
+    return mean_of_four(table["detail"]) if benchmark.harness == "ifeval" else avg_at_k(verdicts(table))
 
-    Instruction accuracy is a ratio of two sums over prompts, linearised for its error (delta method). `details`: those
-    of `benchmark_harness.grade_ifeval`, one a prompt.
+
+def mean_of_four(details: Iterable[str]) -> Estimate:
+    """IFEval's score, the mean of prompt and instruction accuracy, strict and loose, with its error clustered by prompt."""
+    return avg_at_k([[value] for value in four_by_prompt(details)])
+
+
+def four_by_prompt(details: Iterable[str]) -> list[float]:
+    """Each prompt's part in IFEval's score, which is their mean.
+
+    Instruction accuracy is a ratio of two sums over prompts, linearised for its error (delta method), so a part may lie
+    outside [0, 1]. `details`: those of `benchmark_harness.grade_ifeval`, one a prompt.
     """
     import numpy as np
 
@@ -138,7 +179,7 @@ def mean_of_four(details: Iterable[str]) -> Estimate:
         followed = np.array([sum(row[f"inst_{how}"]) for row in rows])
         share = followed.sum() / length.sum()
         parts.append(share + (followed - share * length) / length.mean())
-    return avg_at_k([[value] for value in np.mean(parts, axis=0)])
+    return np.mean(parts, axis=0).tolist()
 
 
 def by_question(table):
@@ -173,12 +214,16 @@ def evaluate_model(
 
     model: folder, Hub id, `id@revision` or `lab`; benchmarks: names, see `corelib.benchmarks.table`; source: folder that
     holds the problems, empty for the Hub; trained_on: training questions (`training_texts`), without which a second score
-    is given; config: the run that made the model, for its stop tokens. Raises ValueError for what cannot be asked, before
-    the model is loaded, and RuntimeError for a folder that holds another model's answers.
+    is given; config: the run that made the model, for its stop tokens. Of several benchmarks one that this machine lacks
+    something for is left out: the returned dict then has `left_out` (name -> why), which is not stored. The returned rows
+    are those of this call; on disk a row of more questions stays. Raises ValueError for what cannot be asked, before the
+    model is loaded, and RuntimeError for a folder that holds another model's answers or when no benchmark can be scored.
     """
+    if limit < 0 or (temperature is not None and not 0 <= temperature < math.inf):
+        raise ValueError(f"limit {limit}, temperature {temperature}: neither may be negative or endless; limit 0 is all problems")  # fmt: skip
     checkpoint = identify(model)
     out = Path(out) if out else EVALUATIONS / checkpoint.label
-    known = runs.read_json(out / "evaluation.json") or {}
+    known = stored_scores(out)
     if known.get("digest", checkpoint.digest) != checkpoint.digest:
         raise RuntimeError(
             f"{out} holds answers of {known['model']} ({known['digest']}), not of {model} ({checkpoint.digest}); use another folder"
@@ -186,20 +231,34 @@ def evaluate_model(
     answering = Engine(checkpoint, engine or default_engine(), batch_tokens)
     given = {"temperature": temperature, "k": k, "max_new_tokens": max_new_tokens, "seed": seed}
     chosen = [b if isinstance(b, Benchmark) else named(b) for b in benchmarks]
-    jobs = [prepare(b, answering, out, source, limit, config or RunConfig(), **given) for b in chosen]
+    jobs, left_out = [], {}
+    for b in chosen:
+        try:
+            jobs.append(prepare(b, answering, out, source, limit, config or RunConfig(), **given))
+        except RuntimeError as error:
+            if len(chosen) == 1:
+                raise
+            left_out[b.name] = str(error)
+    if not jobs:
+        raise RuntimeError(f"nothing can be scored here: {'; '.join(left_out.values())}")
     say(
         f"{model} ({checkpoint.digest}{', commit ' + checkpoint.revision if checkpoint.revision else ''}), {answering.kind}, answers in {out}"
     )
     if dry_run:
         for job in jobs:
             _say_plan(job, answering, say)
-        return known
+        return known | ({"left_out": left_out} if left_out else {})
+    made = {}
     for job in jobs:
-        table = answer(job, answering, regrade, say)
+        keep = _part(job, known)
+        table = answer(job, answering, regrade, say, keep)
         row = score(table, job.benchmark, _seen(job, trained_on))
         row |= {"answers": job.folder.name, "decoding": asdict(job.decoding), "of": job.benchmark.size}
+        row["name"], name = job.benchmark.name, label(job)
+        row["title"] += name.removeprefix(job.benchmark.name).replace("[", " [")
+        made[name] = row
         with stored.alone(out, say):
-            known = runs.read_json(out / "evaluation.json") or {}
+            known = stored_scores(out)
             known |= {
                 "model": str(model),
                 "path": checkpoint.path,
@@ -208,11 +267,25 @@ def evaluate_model(
             }
             known |= {
                 "versions": runs.versions(),
-                "benchmarks": known.get("benchmarks", {}) | {job.benchmark.name: row},
+                "benchmarks": known.get("benchmarks", {}) | ({} if keep else {name: row}),
             }
             runs.write_json(out / "evaluation.json", known)
-        say(f"{job.benchmark.title}: {Estimate(*(row[f] for f in Estimate.__dataclass_fields__))}")
-    return known
+        say(f"{row['title']}: {Estimate(*(row[f] for f in Estimate.__dataclass_fields__))}")
+    known = known | {"benchmarks": known["benchmarks"] | made}
+    return known | ({"left_out": left_out} if left_out else {})
+
+
+def stored_scores(out: Path) -> dict:
+    """evaluation.json of a folder, {} where it has none. Raises ValueError for a file as folder, RuntimeError when damaged."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out names a folder for the model's answers")
+    path = out / "evaluation.json"
+    known = runs.read_json(path)
+    if path.exists() and not isinstance(known, dict):
+        raise RuntimeError(
+            f"{path} is damaged; delete it and evaluate again: the answers beside it are not drawn again"
+        )
+    return known or {}
 
 
 def _say_plan(job: Job, engine: Engine, say: Callable) -> None:
@@ -258,9 +331,18 @@ def named(name: str) -> Benchmark:
 
 
 def held_out(config: RunConfig) -> Benchmark:
-    """The held-out test problems of a run, asked as in training and graded by mathematical equivalence."""
+    """The test problems of a run, asked as in training and graded by mathematical equivalence.
+
+    Held out, except in test-time training (`problems_of`), whose title and name say so. The name is never that of a
+    benchmark: `amc` has a protocol of its own.
+    """
+    title, name = f"{config.eval_dataset}, held out", f"{config.eval_dataset}_held_out"
+    if config.eval_dataset == "lab":
+        name = "lab"
+    elif config.eval_dataset == config.dataset:
+        title, name = f"{config.eval_dataset}, training questions", f"{config.eval_dataset}_training"
     return Benchmark(
-        name=config.eval_dataset, title=f"{config.eval_dataset}, held out", source=config.eval_dataset, split="test",
+        name=name, title=title, source=config.eval_dataset, split="test",
         size=config.test_problems, prompt="as in training", shots=0,
         decoding={"temperature": config.eval_temperature, "k": config.test_samples, "max_new_tokens": config.max_completion_tokens},
         metric=f"avg@{config.test_samples}", grader="last \\boxed{}, mathematical equivalence", paper="not used", differs="",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from corelib import runs
 from corelib.config import RunConfig, load_config
-from corelib.evaluate import evaluate_model, held_out
+from corelib.evaluate import evaluate_model, held_out, stored_scores
+from corelib.generate import default_engine
 from corelib.models import identify
 
 CHECKPOINTS = ("base", "best", "final")
@@ -45,17 +46,18 @@ def evaluate_checkpoints(
     made = {}
     for name in which:
         model, out, config = checkpoint_of(folder, name)
-        known = runs.read_json(out / "evaluation.json")
-        if name != "base" and known and known["digest"] != identify(model).digest:
+        known = stored_scores(out)
+        if name != "base" and known and known["digest"] != identify(model).digest and not options.get("dry_run"):
             (out / "evaluation.json").unlink()  # the folder was trained anew: these are scores of the old weights
         made[name] = evaluate_model(model, benchmarks, out, config=config, **options)
     return made
 
 
-def evaluate_run(folder: str | Path, say: Callable = print) -> dict:
+def evaluate_run(folder: str | Path, say: Callable = print, engine: str = "", dry_run: bool = False, **options) -> dict:
     """Score base, best and final checkpoint of a finished run on its held-out test problems; write result.json.
 
-    Raises RuntimeError when the run is not done or names no test problems.
+    engine: default transformers where the run used it, else vllm where a GPU and vLLM are. dry_run says what would be
+    drawn, writes nothing and returns {}. `options` are those of `evaluate_model`. Raises RuntimeError when the run is not done or names no test problems.
     """
     folder = Path(folder)
     status = runs.read_status(folder)
@@ -67,7 +69,10 @@ def evaluate_run(folder: str | Path, say: Callable = print) -> dict:
             f"{folder.name} names no held-out test problems: set test_problems (and eval_dataset) before training"
         )
     test = held_out(config)
-    made = evaluate_checkpoints(folder, [test], engine="transformers", say=say)
+    engine = engine or ("transformers" if config.engine == "transformers" else default_engine())
+    made = evaluate_checkpoints(folder, [test], engine=engine, dry_run=dry_run, say=say, **options)
+    if dry_run:
+        return {}
     scores = {which: evaluation["benchmarks"][test.name] for which, evaluation in made.items()}
     metrics = runs.load_metrics(folder)
     last = metrics.tail(10)

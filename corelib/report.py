@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from corelib import paper, runs, stored
+from corelib import paper, stored
 from corelib.config import RunConfig
-from corelib.evaluate import verdicts
+from corelib.evaluate import four_by_prompt, stored_scores, training_texts, verdicts
 from corelib.stats import Estimate, SeedsAndQuestions, holm, mcnemar, paired_difference, seeds_and_questions
 
 FIELDS = tuple(Estimate.__dataclass_fields__)
 
 
 def read_evaluation(out: str | Path) -> dict:
-    """evaluation.json of a folder that `evaluate_model` wrote; RuntimeError where there is none."""
-    evaluation = runs.read_json(Path(out) / "evaluation.json")
-    if evaluation is None:
+    """evaluation.json of a folder that `evaluate_model` wrote; RuntimeError where there is none or it is damaged."""
+    evaluation = stored_scores(Path(out))
+    if not evaluation:
         raise RuntimeError(f"{out} holds no evaluation.json; evaluate a model into it first")
     return evaluation
 
@@ -32,6 +32,10 @@ def load_answers(out: str | Path, benchmark: str, texts: bool = True) -> pd.Data
     if benchmark not in rows:
         raise RuntimeError(f"{out} has no answers to {benchmark}; there are {', '.join(rows)}")
     folder = Path(out) / rows[benchmark]["answers"]
+    if not (folder / "scores.parquet").is_file():
+        raise RuntimeError(
+            f"{folder} holds no scores.parquet; evaluate {benchmark} again, which draws no stored answer twice"
+        )
     scores = pd.read_parquet(folder / "scores.parquet")
     if not texts:
         return scores
@@ -50,7 +54,11 @@ def table(evaluations: dict[str, dict]) -> pd.DataFrame:
         for benchmark, row in evaluation["benchmarks"].items():
             row = {k: v["mean"] if isinstance(v, dict) and "mean" in v else v for k, v in row.items()}
             rows.append({"model": name, "benchmark": benchmark} | row)
-    return pd.DataFrame(rows).drop(columns=["answers", "decoding", "title"]).set_index(["model", "benchmark"])
+    return (
+        pd.DataFrame(rows)
+        .drop(columns=["answers", "decoding", "title", "name"], errors="ignore")
+        .set_index(["model", "benchmark"])
+    )
 
 
 def intervals_figure(scores: pd.DataFrame, title: str, colours: Sequence[str] = ("0.55", "#0072B2", "#D55E00")):
@@ -107,6 +115,23 @@ def trained_on(model: str, config: RunConfig | None = None) -> str:
     return asked[0] if asked and asked[2] != "before_rl" else ""
 
 
+def training_questions(
+    model: str, config: RunConfig | None = None, dataset: str = "", folder: str = "", source: str = ""
+) -> Sequence[str]:
+    """Questions of the training set behind a model, for `evaluate_model`; none where the set is not known or not here.
+
+    dataset: names the set (then ValueError where it is missing); folder: holds it, default the run's own, else `source`.
+    """
+    seen = dataset or trained_on(model, config)
+    try:
+        return training_texts(seen, folder or (config.source if config else source)) if seen else ()
+    except ValueError as error:
+        if dataset:
+            raise
+        print(f"no score without the training questions: {error}")
+        return ()
+
+
 def chosen(names: str) -> list[str]:
     """Benchmarks named with commas; `paper` stands for the paper's seven. Raises ValueError for none."""
     out = []
@@ -126,7 +151,7 @@ def beside_paper(evaluation: dict, config: RunConfig | None = None) -> pd.DataFr
         return None
     names = list(evaluation["benchmarks"])
     ours = pd.DataFrame(
-        {"benchmark": name.removesuffix("_few_shot"), **{f: row[f] for f in FIELDS}}
+        {"benchmark": row.get("name", name).removesuffix("_few_shot"), **{f: row[f] for f in FIELDS}}
         for name, row in evaluation["benchmarks"].items()
     )
     return paper.beside(ours, *asked).assign(benchmark=names)
@@ -135,28 +160,37 @@ def beside_paper(evaluation: dict, config: RunConfig | None = None) -> pd.DataFr
 def compare(a: str | Path, b: str | Path) -> pd.DataFrame:
     """Model a minus model b on the questions that both have answered, a benchmark a line; shares in [0, 1].
 
-    Paired per question: difference with 95 % interval, p of a sign-flip permutation test (with one answer a question also
+    a and b are means over the questions that both have; IFEval's are those of `four_by_prompt`, the rest shares of right
+    answers. Paired per question: difference with 95 % interval, p of a sign-flip permutation test (with one answer a question also
     the exact McNemar test on `only_a`, `only_b`), and p after Holm over the benchmarks. `note` names what differs between
     the two besides the model: decoding, or questions that only one has answered. Raises RuntimeError where the folders
     share no benchmark.
     """
     first, second = read_evaluation(a)["benchmarks"], read_evaluation(b)["benchmarks"]
-    names = [n for n in first if n in second]
+    plain = {row.get("name", name): name for name, row in reversed(second.items())}
+    names = {n: n if n in second else plain.get(row.get("name", n)) for n, row in first.items()}
+    names = {left: right for left, right in names.items() if right}
     if not names:
         raise RuntimeError(f"{a} ({', '.join(first)}) and {b} ({', '.join(second)}) share no benchmark")
     rows = []
-    for name in names:
-        left, right = (load_answers(folder, name, texts=False) for folder in (a, b))
+    for name, other in names.items():
+        left, right = load_answers(a, name, texts=False), load_answers(b, other, texts=False)
         both = sorted(set(left["id"]) & set(right["id"]))
         if not both:
             raise RuntimeError(f"{name}: the two models answered no question in common")
-        x, y = (verdicts(f[f["id"].isin(both)].sort_values(["id", "sample"])) for f in (left, right))
+        left_both, right_both = (f[f["id"].isin(both)].sort_values(["id", "sample"]) for f in (left, right))
+        four = first[name].get("name", name) == "ifeval"
+        if four:
+            x, y = ([[part] for part in four_by_prompt(f["detail"])] for f in (left_both, right_both))
+        else:
+            x, y = verdicts(left_both), verdicts(right_both)
         d = paired_difference(x, y)
-        notes = [f"{key} differs" for key, value in first[name].get("decoding", {}).items() if value != second[name].get("decoding", {}).get(key)]  # fmt: skip
-        if only := max(left["id"].nunique(), right["id"].nunique()) - len(both):
+        notes = [f"{key} differs" for key, value in first[name].get("decoding", {}).items() if value != second[other].get("decoding", {}).get(key)]  # fmt: skip
+        if only := left["id"].nunique() + right["id"].nunique() - 2 * len(both):
             notes.append(f"{only} questions of one model only")
-        row = {"benchmark": name, "a": first[name]["mean"], "b": second[name]["mean"]} | d._asdict()
-        if len(x[0]) == len(y[0]) == 1:
+        means = {which: sum(sum(r) / len(r) for r in rows) / len(rows) for which, rows in (("a", x), ("b", y))}
+        row = {"benchmark": name} | means | d._asdict()
+        if len(x[0]) == len(y[0]) == 1 and not four:
             exact = mcnemar([r[0] for r in x], [r[0] for r in y])
             row |= {"only_a": exact.only_a, "only_b": exact.only_b, "p_mcnemar": exact.p}
         rows.append(row | {"note": "; ".join(notes)})
@@ -176,11 +210,12 @@ def over_seeds(folders: Sequence[str | Path], benchmark: str) -> SeedsAndQuestio
 def show(evaluation: dict, config: RunConfig | None = None) -> None:
     """Print the scores, what could not be graded, and the paper's numbers beside them with what is wrong with those."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     near = beside_paper(evaluation, config)
     near = {} if near is None else near.set_index("benchmark").to_dict("index")
-    out = Table(title=f"{evaluation['model']} ({evaluation['digest']}), 95 % intervals")
+    out = Table(title=f"{escape(evaluation['model'])} ({evaluation['digest']}), 95 % intervals")
     for name in ("benchmark", "score", "draws", "truncated", "unparsed", "timeouts", "without seen", "paper", "ours - paper", "verdict"):  # fmt: skip
         out.add_column(name, justify="left" if name in ("benchmark", "verdict") else "right")
     notes = []
@@ -188,7 +223,7 @@ def show(evaluation: dict, config: RunConfig | None = None) -> None:
         there, rest = near.get(name, {}), row.get("without_seen")
         known = there and there["verdict"] != "not in the paper"
         out.add_row(
-            row["title"], str(Estimate(*(row[f] for f in FIELDS))), f"{row['problems']} x {row['samples']}",
+            escape(row["title"]), str(Estimate(*(row[f] for f in FIELDS))), f"{row['problems']} x {row['samples']}",
             *(f"{100 * row[c]:.1f} %" for c in ("truncated", "unparsed", "timeouts")),
             f"{100 * rest['mean']:.1f} % (-{row['seen_in_training']})" if rest else "-",
             f"{there['paper']:.2f}" if known else "-",
@@ -216,14 +251,17 @@ def show(evaluation: dict, config: RunConfig | None = None) -> None:
 def show_comparison(frame: pd.DataFrame, a: str, b: str) -> None:
     """Print a paired comparison, in points."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    out = Table(title=f"a = {a}, b = {b}; paired per question, 95 % intervals, p by sign flips, Holm over benchmarks")
+    out = Table(
+        title=f"a = {escape(str(a))}, b = {escape(str(b))}; paired per question, 95 % intervals, p by sign flips, Holm over benchmarks"
+    )
     for name in ("benchmark", "a", "b", "a - b", "p", "p (Holm)", "questions", "note"):
         out.add_column(name, justify="left" if name in ("benchmark", "note") else "right")
     for name, r in frame.iterrows():
         out.add_row(
-            str(name), f"{100 * r.a:.1f} %", f"{100 * r.b:.1f} %",
+            escape(str(name)), f"{100 * r.a:.1f} %", f"{100 * r.b:.1f} %",
             f"{100 * r.difference:+.1f} ({100 * r.low:+.1f} to {100 * r.high:+.1f})", f"{r.p:.4f}", f"{r.p_holm:.4f}",
             str(r.problems), r.note,
         )  # fmt: skip
