@@ -162,9 +162,9 @@ class Validate(TrainerCallback):
     its share.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, tokenizer, stop_ids):
+    def __init__(self, config: RunConfig, folder: Path, tokenizer, stop_ids, problems):
         self.config, self.folder, self.tokenizer, self.stop_ids = config, folder, tokenizer, stop_ids
-        self.problems, self.best, self.trainer, self.say = None, -1.0, None, print
+        self.problems, self.best, self.trainer, self.say = problems, -1.0, None, print
 
     def on_train_begin(self, args, state, control, **_):
         # Read once: ranks that disagree on it would not save together
@@ -190,20 +190,15 @@ class Validate(TrainerCallback):
             self._validate(state)
 
     def _validate(self, state) -> None:
-        if self.problems is None:
-            self.problems = evaluate.problems_of(self.config, "validation")
         accelerator, config = self.trainer.accelerator, self.config
-        mine = (
-            self.problems.shard(accelerator.num_processes, accelerator.process_index)
-            if accelerator.num_processes > 1
-            else self.problems
-        )
+        share = range(accelerator.process_index, len(self.problems), accelerator.num_processes)
+        mine = self.problems.select(share)
         prompts = [evaluate.prompt_of(config, q) for q in mine["question"]]
         if config.engine == "transformers" and not self.trainer.is_fsdp_enabled:
             texts = evaluate.sample(
                 accelerator.unwrap_model(self.trainer.model), self.tokenizer, prompts, config.eval_samples, config.eval_temperature,
                 config.max_completion_tokens, config.seed, stop_ids=self.stop_ids, autocast_dtype=torch.bfloat16 if config.bf16 else None,
-            )  # fmt: skip
+            ) if prompts else []  # fmt: skip
         else:
             texts = policy_texts(self.trainer, prompts, config.eval_samples, config.eval_temperature)
         right = gather_object(evaluate.grade(texts, mine["answer"]))

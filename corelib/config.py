@@ -36,7 +36,7 @@ TEACHER = ("co_rewarding_ii", "co_rewarding_iii", "frozen_teacher")  # a second 
 CONFIDENCE = ("self_certainty", "entropy")  # rewarded by the policy's own distribution, no label
 DATASETS = ("lab", "open-rs", "math", "dapo", "amc")
 EVAL_DATASETS = ("lab", "math-test", "math500", "gsm8k", "amc", "aime24", "aime25")
-# Where and how fast a run is made: none of these can change the result beyond rounding
+# Where and how fast a run is made. `gpus` changes which random numbers a rollout gets, and nothing else
 BOOKKEEPING = (
     "source",
     "report_to",
@@ -216,6 +216,7 @@ class RunConfig:
         for name in (
             "prompts_per_step",
             "micro_batch",
+            "max_prompt_tokens",
             "max_completion_tokens",
             "eval_steps",
             "save_steps",
@@ -223,6 +224,21 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.eval_samples > 1 and not self.eval_temperature:
+            raise ValueError(
+                f"eval_samples={self.eval_samples} at eval_temperature=0 would be the same answer {self.eval_samples} times; give a temperature, or eval_samples=1"
+            )
+        if self.wrong_rewrites and self.dataset != "lab":
+            raise ValueError(
+                "wrong_rewrites is a setting of the lab's world; other data sets have the rewrites they have"
+            )
+        if self.min_support and self.method in ("gt", "random", *CONFIDENCE):
+            raise ValueError(f"min_support is a floor for votes; method {self.method!r} has none")
+        urls = [url for url in self.vllm_server.split(",") if url.strip()]
+        if self.engine == "vllm_server" and not 1 <= len(urls) <= 2:
+            raise ValueError(
+                f"vllm_server={self.vllm_server!r} must be the address of one server, or two: the policy's, a comma, the teacher's"
+            )
 
     @property
     def paired(self) -> bool:

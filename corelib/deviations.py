@@ -28,8 +28,8 @@ DEVIATIONS: list[tuple[str, str, str, str, str]] = [
     ("validation", "temperature 0.8 in table 5", "greedy, all 5,000 of MATH test", "greedy, 500 of them; lab: 4 draws at temperature 1", "chooses `best`; the lab's policy is a mixture of styles that greedy decoding would hide"),
     ("engine's log-probabilities", "-", "vLLM, no correction", "vLLM, no correction; the difference is logged and guarded", "released code; `trl`'s importance correction is off by default here"),
     ("order of teacher and rollouts", "-", "rollouts, teacher update, teacher's rollouts", "teacher update, rollouts, teacher's rollouts", "the policy's rollouts do not depend on the teacher: the same labels, and both can run side by side"),
-    ("LoRA", "full fine-tuning", "full fine-tuning", "a profile; its teacher averages A and B apart", "one small GPU; (mean B)(mean A) was 0.10 away from the mean of B A, relative, in a 60-step lab run whose policy was 1.8 away (`tests/test_engine.py`)"),
-    ("test-time training", "settings not stated", "-", "80 of AMC's 83 questions a step, 160 steps", "a step must split over 1 to 8 GPUs; table 5 has 160 to 330 steps"),
+    ("LoRA", "full fine-tuning", "full fine-tuning", "a profile; its teacher averages A and B apart, and vLLM gets base plus change without TRL's merge in place", "one small GPU; (mean B)(mean A) was 0.10 away from the mean of B A, relative, in a 60-step lab run whose policy was 1.8 away (`tests/test_engine.py`)"),
+    ("test-time training", "settings not stated", "-", "80 of AMC's 83 questions a step, 160 steps", "a step must split over 1 to 8 GPUs; table 5 has 160 to 330 steps. `best` would be chosen by the labels of the very questions that are reported: read `final`"),
     ("reported checkpoint", "undisclosed; tables show pre-collapse peaks", "-", "base, best (by validation) and final side by side", "a collapse must not be hidden by choosing the checkpoint"),
     ("entropy, self-certainty", "trained", "not released", "mean over the rollout's tokens, GRPO on top", "RENT and Intuitor as the paper describes them"),
 ]  # fmt: skip

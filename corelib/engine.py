@@ -11,8 +11,10 @@ import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback
 from trl.trainer.utils import use_adapter
 
@@ -76,12 +78,36 @@ def weights_of(trainer, model):
 TEACHER_ADAPTER = "ref"  # the name under which TRL looks for the KL reference of a LoRA policy
 
 
+def leave_base_untouched(generation) -> None:
+    """Let vLLM take a LoRA policy's weights without a merge in place.
+
+    Replaces VLLMGeneration._iter_named_params of this object. TRL 1.16 merges the adapter into the frozen base and takes
+    it out again; in bf16 the rounding that stays behind grows with every rollout, so that the adapter that is saved is
+    no longer the policy that was trained (0.28 of the adapter's own change after 160 steps of two merges).
+    """
+    generation._iter_named_params = partial(adapted_parameters, generation)
+
+
+def adapted_parameters(generation):
+    """(name in vLLM, base weight + change by the active adapter) of each parameter, added in fp32 beside the base."""
+    model = generation.model
+    layers = {f"{name}.base_layer.weight": m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    for name, parameter in model.named_parameters():
+        if model.prefix in name:
+            continue
+        weight = parameter.data
+        if name in layers:
+            change = layers[name].get_delta_weight(model.active_adapter)
+            weight = (weight.float() + change.float()).to(weight.dtype)
+        yield name.removeprefix("base_model.model.").replace(".base_layer", ""), weight
+
+
 def policy_texts(trainer, prompts: Sequence, k: int, temperature: float) -> list[list[str]]:
     """`k` completions of each prompt by the policy, from the engine that makes its rollouts; temperature 0 is greedy.
 
     Every rank must call it, each with its own share of the prompts: shares are filled up to the same length, because
     engines gather over ranks. The weights are synchronised only when they changed, and the next rollout keeps them.
-    Leaves torch's random state as it was; vLLM draws from its own.
+    Leaves torch's random state as it was (vLLM on the training GPUs draws from it too).
     """
     import torch
 
@@ -132,6 +158,8 @@ class TeacherServer:
         self.engine = copy.copy(trainer.vllm_generation)
         self.engine.model, self.engine.server_base_url, self.engine._weight_metadata = model, url, None
         self.engine.group_port += 1  # a weight transfer group of its own
+        if is_peft_model(model):
+            leave_base_untouched(self.engine)
         self.engine._init_vllm()
 
     def start(self, prompt_ids: Sequence[Sequence[int]], n: int) -> None:
@@ -219,7 +247,7 @@ class EngineGuard(TrainerCallback):
         told = f"engine and trainer differ by {self.history[-1]:.3f} nats a token at step {state.global_step} (normal: {statistics.median(self.history[:BASELINE_STEPS]):.4f})"
         if now and before:
             raise RuntimeError(
-                f"{told}, twice running: vLLM does not answer with the policy's weights, or its numerics broke; resume from the last checkpoint with engine: transformers, or lower vllm_tensor_parallel to 1"
+                f"{told}, twice running: vLLM does not answer with the policy's weights, or its numerics broke; the same line resumes from the last checkpoint with a new engine. If it happens again: engine: transformers (another run, from the base model)"
             )
-        if now:
+        if now and state.is_world_process_zero:
             self.say(f"warning: {told}; the run stops if the next step is no better")

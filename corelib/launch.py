@@ -154,12 +154,20 @@ def _module(folder: str | Path) -> list[str]:
 
 def prepare(config: RunConfig, machines: int = 1) -> dict[str, str]:
     """What a training reads from its folder before it starts, as {file name: text}: settings and, for several processes,
-    accelerate's configuration. Raises ValueError for more GPUs than there are.
+    accelerate's configuration. Raises ValueError for more GPUs than there are, or rollouts that do not split over them.
     """
     import yaml
 
     files = {"config.yaml": config.to_yaml()}
     total = processes.count(config) * machines
+    rollouts = config.prompts * config.rollouts
+    micro = min(config.micro_batch, rollouts // total)
+    if not micro or rollouts % (micro * total):
+        raise ValueError(
+            f"{rollouts} rollouts a step do not split over {total} processes x micro_batch={config.micro_batch}; choose a micro_batch that divides {rollouts // total}"
+        )
+    if config.engine == "vllm" and total % config.vllm_tensor_parallel:
+        raise ValueError(f"vllm_tensor_parallel={config.vllm_tensor_parallel} does not divide {total} GPUs")
     if total > 1:
         settings = processes.accelerate_config(config, total, machines)
         files[processes.FILE] = yaml.safe_dump(settings, sort_keys=False)
@@ -178,6 +186,7 @@ def train(config: RunConfig, folder: Path | None = None, echo: Callable = print,
         return folder
     for name, text in prepare(config).items():
         runs.write_text(folder / name, text)
+    started = time.time()
     try:
         run_logged(
             train_command(config, folder),
@@ -188,7 +197,8 @@ def train(config: RunConfig, folder: Path | None = None, echo: Callable = print,
         )
     except RuntimeError:
         status = runs.read_status(folder)
-        if status.get("state") != "stopped":
+        # An older status may be another call's: this one may have died before it wrote its own
+        if status.get("state") != "stopped" or status.get("time", 0) < started or not status.get("last_good", True):
             raise
         raise RuntimeError(
             f"{folder.name} was stopped at step {status.get('step', 0)} of {status.get('steps')} and is saved; the same line goes on from there"

@@ -125,7 +125,7 @@ def grpo_config(config: RunConfig, folder: Path, steps: int, processes: int = 1,
             "dtype": "bfloat16" if config.lora_rank and config.bf16 else "float32",
             "trust_remote_code": False,
             "use_safetensors": True,
-            **({"device_map": None} if processes > 1 else {}),  # FSDP: TRL would spread each rank's copy over all GPUs
+            "device_map": None,  # TRL's default, auto, would spread each process's copy over all visible GPUs
         },
         disable_dropout=True,
         seed=config.seed,
@@ -220,8 +220,9 @@ def train(config: RunConfig, folder: Path) -> dict:
                 runs.write_manifest(folder, config, data_hash=data_hash, prompts=len(rows), steps=steps)
             runs.write_status(folder, "running", step=status.get("step", 0), steps=steps, seconds=seconds_before)
         heartbeat.steps = steps
+        problems = evaluate.problems_of(config, "validation")  # what is missing is told before any model is loaded
         stop_ids = evaluate.stop_ids(config, tokenizer)
-        validate = Validate(config, folder, tokenizer, stop_ids)
+        validate = Validate(config, folder, tokenizer, stop_ids, problems)
         trainer = CoRewardingTrainer(
             config,
             model=config.base_model,
@@ -236,6 +237,8 @@ def train(config: RunConfig, folder: Path) -> dict:
                 EngineGuard(folder),
             ],  # validation first: its row belongs to the step just logged
         )
+        if config.engine == "vllm":  # its worker has just seeded this process with the rank alone: every run the same
+            set_seed(config.seed * 1000 + trainer.accelerator.process_index // config.vllm_tensor_parallel)
         heartbeat.trainer = validate.trainer = finite.trainer = trainer
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl has every value; the log gets one line a second
         trainer.eos_token_ids = stop_ids
@@ -308,6 +311,8 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # until the run has its own handler there is nothing to save
     config = load_config(path=args.config)
+    if config.gpus == 1 and "WORLD_SIZE" not in os.environ:  # else TRL takes a second visible GPU for data parallelism
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     status = train(config, args.out or runs.run_folder(config))
     return 0 if status.get("step") == status.get("steps") else 3
 

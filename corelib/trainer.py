@@ -97,6 +97,8 @@ class CoRewardingTrainer(GRPOTrainer):
         if config.method == "self_certainty":
             policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
             confidence.with_mean_logits(policy, self.temperature)
+        if self.use_vllm and is_peft_model(self.model):
+            engine.leave_base_untouched(self.vllm_generation)
         self._rollout = self._teacher_texts = self._logps = None
         self._difference = engine.Difference()
 

@@ -72,3 +72,20 @@ def test_run_name_changes_with_what_changes_the_result_only():
     base = load_config("lab")
     assert load_config("lab", learning_rate=1e-5).hash6 != base.hash6
     assert load_config("lab", report_to="tensorboard", save_steps=7, stop_seconds=3).hash6 == base.hash6
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"eval_samples": 4, "eval_temperature": 0.0}, "same answer 4 times"),
+        ({"min_support": 0.5, "method": "gt"}, "floor for votes"),
+        ({"engine": "vllm_server", "vllm_server": ","}, "address of one server, or two"),
+        ({"engine": "vllm_server", "vllm_server": "a,b,c"}, "address of one server, or two"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens=0 must be at least 1"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("lab", **settings)
+    with pytest.raises(ValueError, match="setting of the lab's world"):
+        load_config("qwen3-4b", wrong_rewrites=0.1)

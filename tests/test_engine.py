@@ -1,5 +1,6 @@
 """Engines and LoRA without vLLM: the swap of weights, its guard, batches that fit, the teacher as a second adapter."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -131,11 +132,11 @@ def test_guard_warns_then_stops_and_remembers_across_a_resume(tmp_path):
         runs.append_metrics(tmp_path, {"step": step, "sampling/logp_difference": 0.01})
     runs.append_metrics(tmp_path, {"step": 11, "sampling/logp_difference": 0.5})  # after the checkpoint: not ours
     guard = engine.EngineGuard(tmp_path, said.append)
-    guard.on_train_begin(None, SimpleNamespace(global_step=10), None)
-    guard.on_log(None, SimpleNamespace(global_step=11), None, {"sampling/logp_difference": 0.4})
+    guard.on_train_begin(None, SimpleNamespace(global_step=10, is_world_process_zero=True), None)
+    guard.on_log(None, SimpleNamespace(global_step=11, is_world_process_zero=True), None, {"sampling/logp_difference": 0.4})
     assert len(said) == 1 and "step 11" in said[0] and "0.0100" in said[0]
     with pytest.raises(RuntimeError, match="step 12.*twice running.*engine: transformers"):
-        guard.on_log(None, SimpleNamespace(global_step=12), None, {"sampling/logp_difference": 0.4})
+        guard.on_log(None, SimpleNamespace(global_step=12, is_world_process_zero=True), None, {"sampling/logp_difference": 0.4})
 
 
 def test_a_run_logs_the_difference_and_it_is_small(tiny, tmp_path, monkeypatch):
@@ -261,6 +262,39 @@ def test_averaging_a_and_b_is_not_averaging_their_product(tiny, tmp_path, monkey
     lag = distance(products[-1], averaged)
     print(f"(mean B)(mean A) is {gap:.3f} away from the mean of B A, relative; the policy is {lag:.2f} away")
     assert 1e-4 < gap < 0.25 * lag
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vllm_gets_base_plus_change_and_the_base_stays_as_it_was(dtype):
+    """What is pushed is peft's own merge, computed beside the frozen base: not one bit of it moves, however often."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    small = Qwen3Config(vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=32)  # fmt: skip
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(Qwen3ForCausalLM(small).to(dtype), lora)
+    model.add_adapter("ref", lora)
+    model.set_adapter("default")
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if "lora_" in n:
+                p.copy_(torch.randn_like(p) * (0.1 if ".default." in n else 0.2))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    pushed = {}
+    generation = SimpleNamespace(model=model)
+    engine.leave_base_untouched(generation)
+    for name in ("default", "ref", "default"):
+        with engine.use_adapter(model, name):
+            pushed[name] = dict(generation._iter_named_params())
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    for name in ("default", "ref"):
+        model.set_adapter(name)
+        merged = copy.deepcopy(model).float().merge_and_unload().state_dict()
+        tied = {k: v for k, v in merged.items() if k != "lm_head.weight"}
+        assert pushed[name].keys() - {"lm_head.weight"} == tied.keys()
+        assert all(torch.allclose(pushed[name][k].float(), v, atol=0 if dtype is torch.bfloat16 and "proj" not in k else 1e-2 if dtype is torch.bfloat16 else 1e-6) for k, v in tied.items())  # fmt: skip
+    key = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(pushed["default"][key], pushed["ref"][key])
 
 
 def test_lora_update_is_the_same_average_as_a_full_one():

@@ -642,7 +642,7 @@ def test_a_lost_or_torn_manifest_stops_a_resume(tiny, tmp_path):
 
 def test_a_deleted_best_is_said_and_started_anew(tiny, tmp_path):
     said = []
-    validate = callbacks.Validate(settings(tiny), tmp_path, None, None)
+    validate = callbacks.Validate(settings(tiny), tmp_path, None, None, [])
     validate.say = said.append
     state = SimpleNamespace(global_step=4, is_world_process_zero=True)
     runs.append_metrics(tmp_path, {"step": 2, "gt/validation": 0.75})

@@ -291,7 +291,12 @@ def test_every_setting_reaches_trl(profile, tmp_path):
         c.micro_batch, c.prompts * c.rollouts
     )
     assert not (a.mask_truncated_completions or a.use_bias_correction_kl or a.use_vllm) and a.seed == c.seed
-    assert a.model_init_kwargs == {"dtype": "float32", "trust_remote_code": False, "use_safetensors": True}
+    assert a.model_init_kwargs == {
+        "dtype": "float32",
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "device_map": None,
+    }
 
 
 def test_best_is_the_best_validation(tiny, tmp_path):
