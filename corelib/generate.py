@@ -33,8 +33,12 @@ class Completion(NamedTuple):
     finish: str
 
 
+class Chat(str):
+    """A prompt that a chat template wrote, special tokens included; a plain `str` gets the tokenizer's own, see `encode`."""
+
+
 def render(tokenizer, prompts: Sequence) -> list[str]:
-    """Prompts as text: strings as they are, chat messages by the tokenizer's own template with generation prompt.
+    """Prompts as text: strings as they are, chat messages as `Chat` by the tokenizer's own template with generation prompt.
 
     Raises ValueError for messages where the tokenizer has no template.
     """
@@ -44,14 +48,22 @@ def render(tokenizer, prompts: Sequence) -> list[str]:
             "use a checkpoint with one, or a benchmark with plain-text prompts"
         )
     return [
-        p if isinstance(p, str) else tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
+        p if isinstance(p, str) else Chat(tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True))
         for p in prompts
     ]
 
 
 def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of rendered prompts; a template has written its own special tokens."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+    """Token ids of rendered prompts. Plain text gets the special tokens of the tokenizer's default (for Llama and Gemma: BOS)
+    unless it starts with BOS; a template has written its own. Source: tok_encode of lm-evaluation-harness 0.4.13."""
+    bos, out = tokenizer.bos_token, [[] for _ in texts]
+    written = [isinstance(text, Chat) or bool(bos and text.startswith(bos)) for text in texts]
+    for kind in set(written):
+        chosen = [i for i, w in enumerate(written) if w == kind]
+        rows = tokenizer([texts[i] for i in chosen], add_special_tokens=not kind)["input_ids"]
+        for i, row in zip(chosen, rows, strict=True):
+            out[i] = row
+    return out
 
 
 def stop_ids(config: RunConfig, tokenizer) -> list[int]:

@@ -159,7 +159,7 @@ def _ungraded(batch, completions, questions) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "key": questions[i].key, "id": str(questions[i].problem["id"]), "sample": j, "prompt": questions[i].prompt,
+                "key": questions[i].key, "id": str(questions[i].problem["id"]), "sample": j, "prompt": str(questions[i].prompt),
                 "completion": _encodable(completion.text), "tokens": completion.tokens, "finish": completion.finish,
                 "answer": None, "right": False, "detail": "", "grader": "",
             }

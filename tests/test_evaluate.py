@@ -549,3 +549,181 @@ def test_a_call_of_vllm_holds_few_enough_completions_to_show_progress(base):
     how = generate.Decoding(0.2, 10, 8, (1,), (), 0, "vllm", "float32")
     plan = engine.plan([[5]] * 60, how)
     assert [len(batch) for batch in plan] == [25, 25, 10] and sorted(i for b in plan for i in b) == list(range(60))
+
+
+# --- nothing is ignored, replaced or left out in silence
+
+
+def test_options_of_a_run_are_honoured_or_refused(tiny, tmp_path, monkeypatch, capsys):
+    from corelib import evaluate_run as of_run
+    from corelib.__main__ import main
+
+    folder = str(tmp_path / "run")
+    for option in (["--limit", "5"], ["--temperature", "0"], ["--k", "2"], ["--out", "x"], ["--trained-on", "amc"]):
+        assert main(["evaluate", folder, *option]) == 2 and option[0] in capsys.readouterr().err
+    assert main(["evaluate", folder, "--compare", "a", "b"]) == 2
+    train.train(tiny("gt"), tmp_path / "run")
+    capsys.readouterr()
+    assert main(["evaluate", folder, "--dry-run"]) == 0 and "6 questions x 2, 6 to draw" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "result.json").exists() and not (tmp_path / "run" / "evaluation").exists()
+    asked = []
+    monkeypatch.setattr(of_run, "evaluate_checkpoints", lambda *_, **options: asked.append(options) or {})
+    monkeypatch.setattr(of_run, "default_engine", lambda: "vllm")
+    evaluate_run(folder, dry_run=True)
+    evaluate_run(folder, engine="vllm", regrade=True, dry_run=True)
+    manifest = runs.read_json(tmp_path / "run" / "manifest.json")
+    manifest["config"]["engine"] = "vllm"
+    runs.write_json(tmp_path / "run" / "manifest.json", manifest)
+    evaluate_run(folder, dry_run=True)
+    assert [a["engine"] for a in asked] == ["transformers", "vllm", "vllm"] and asked[1]["regrade"]
+
+
+def test_what_cannot_be_graded_is_left_out_before_anything_is_loaded(small, tmp_path, monkeypatch, capsys):
+    from corelib.__main__ import main
+
+    test, _, first = small
+    monkeypatch.setattr(evaluate.sandbox, "available", lambda: "this kernel is too old")
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "load_model", lambda *_: pytest.fail("loaded"))
+        for name in evaluate.EXECUTE:
+            with pytest.raises(RuntimeError, match="this kernel is too old"):
+                evaluate.evaluate_model("lab", [name], tmp_path, source=str(tmp_path), say=quiet)
+    rest = evaluate.evaluate_model("lab", ["livecodebench", test], tmp_path, batch_tokens=200, say=quiet)
+    assert list(rest["left_out"]) == ["livecodebench"] and rest["benchmarks"] == first["benchmarks"]
+    assert "left_out" not in runs.read_json(tmp_path / "evaluation.json")
+    common = ["evaluate", "--model", "lab", "--benchmarks", "cruxeval_exec,lab", "--limit", "2"]
+    assert main([*common, "--out", str(tmp_path / "cli")]) == 1
+    assert "left out: cruxeval_exec" in capsys.readouterr().err and (tmp_path / "cli" / "evaluation.json").exists()
+
+
+def test_graders_that_execute_code_are_those_named():
+    from corelib import benchmark_code, benchmark_lcb, benchmarks
+
+    graders = (benchmark_lcb.grade, benchmark_code.grade_executed)
+    assert sorted(evaluate.EXECUTE) == sorted(n for n, b in benchmarks.BENCHMARKS.items() if b.grade in graders)
+
+
+def test_shares_count_what_graders_write():
+    rows = [("1", "timeout, test 3 of 12"), ("2", "unparsed"), (None, "wrong, test 1 of 2"), ("3", None)]
+    table = frame([{"id": i, "answer": a, "right": False, "detail": d} for i, (a, d) in enumerate(rows)])
+    got = evaluate.score(table, evaluate.held_out(load_config("lab")))
+    assert (got["timeouts"], got["unparsed"]) == (1 / 4, 2 / 4)
+
+
+def test_smaller_run_and_other_decoding_do_not_replace_a_score(tmp_path):
+    test = evaluate.held_out(load_config("lab", test_problems=12, test_samples=2))
+    evaluate.evaluate_model("lab", [test], tmp_path, say=quiet)
+    full = report.read_evaluation(tmp_path)["benchmarks"]["lab"]
+    assert evaluate.evaluate_model("lab", [test], tmp_path, limit=3, say=quiet)["benchmarks"]["lab"]["problems"] == 3
+    assert report.read_evaluation(tmp_path)["benchmarks"] == {"lab": full}
+    assert report.load_answers(tmp_path, "lab")["id"].nunique() == 12
+    evaluate.evaluate_model("lab", [test], tmp_path, k=1, temperature=0.0, limit=4, say=quiet)
+    there = report.read_evaluation(tmp_path)["benchmarks"]
+    assert there.keys() == {"lab", "lab[k=1, temperature=0.0]"} and there["lab"] == full
+    other = there["lab[k=1, temperature=0.0]"]
+    assert (other["problems"], other["samples"], other["title"]) == (4, 1, "lab, held out [k=1, temperature=0.0]")
+    pair = report.compare(tmp_path, tmp_path)
+    assert list(pair.index) == list(there) and (pair["difference"] == 0).all()
+
+
+def test_names_of_a_run_s_problems_are_no_benchmark_s():
+    held = evaluate.held_out(load_config("qwen3-4b", eval_dataset="math500"))
+    assert (held.name, held.title) == ("math500_held_out", "math500, held out")
+    own = evaluate.held_out(load_config("qwen3-4b", method="gt", dataset="amc", eval_dataset="amc"))
+    assert (own.name, own.title) == ("amc_training", "amc, training questions")
+
+
+def test_comparison_means_are_those_of_the_common_questions(tmp_path):
+    def store(name, rows, mean, benchmark):
+        folder = tmp_path / name / benchmark
+        folder.mkdir(parents=True)
+        pd.DataFrame(rows).assign(sample=0, key="").to_parquet(folder / "scores.parquet")
+        known = runs.read_json(tmp_path / name / "evaluation.json") or {"benchmarks": {}}
+        known["benchmarks"][benchmark] = {"answers": benchmark, "mean": mean}
+        runs.write_json(tmp_path / name / "evaluation.json", known)
+
+    store("a", [{"id": i, "right": i in "ab"} for i in "abcd"], 0.5, "x")  # common: c, d
+    store("b", [{"id": i, "right": i in "ce"} for i in "cdef"], 0.5, "x")
+    loose = {"a": ([1, 1, 0], 0), "b": ([1, 0, 0], 0)}
+    for name, (followed, whole) in loose.items():
+        parts = {f"{w}_{h}": v for h in ("strict", "loose") for w, v in (("prompt", whole), ("inst", followed))}
+        one = {"id": "p", "right": False, "detail": json.dumps(parts)}
+        all_right = {f"{w}_{h}": v for h in ("strict", "loose") for w, v in (("prompt", 1), ("inst", [1]))}
+        store(name, [one, {"id": "q", "right": True, "detail": json.dumps(all_right)}], 0.0, "ifeval")
+    got = report.compare(tmp_path / "a", tmp_path / "b")
+    assert (got.a["x"], got.b["x"], got.difference["x"]) == (0, 0.5, -0.5)
+    assert got.note["x"] == "4 questions of one model only"  # a, b of the one and e, f of the other
+    # prompts 1 of 2; instructions 3 of 4 and 2 of 4
+    assert (got.a["ifeval"], got.b["ifeval"]) == pytest.approx(((1 / 2 + 3 / 4) / 2, (1 / 2 + 2 / 4) / 2))
+    assert got.difference["ifeval"] == pytest.approx(1 / 8)
+    (tmp_path / "a" / "x" / "scores.parquet").unlink()
+    with pytest.raises(RuntimeError, match=r"no scores\.parquet"):
+        report.compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_bad_requests_are_one_sentence(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "load_model", lambda *_: pytest.fail("loaded"))
+    test, *_ = small
+    for wrong in ({"limit": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": -0.5}):
+        with pytest.raises(ValueError, match="neither may be negative or endless"):
+            evaluate.evaluate_model("lab", [test], tmp_path, say=quiet, **wrong)
+    with pytest.raises(ValueError, match="leave --k out"):
+        evaluate.evaluate_model("lab", [replace(test, harness="ifeval")], tmp_path, k=2, say=quiet)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; --out names a folder"):
+        evaluate.evaluate_model("lab", [test], tmp_path / "file", say=quiet)
+    (tmp_path / "evaluation.json").write_text('{"benchmarks": ')
+    for read in (report.read_evaluation, lambda out: evaluate.evaluate_model("lab", [test], out, say=quiet)):
+        with pytest.raises(RuntimeError, match="is damaged"):
+            read(tmp_path)
+    report.show({"model": "/models/[b]x[/b]/[/red]", "digest": "0", "benchmarks": {}})
+    assert "[b]x[/b]/[/red]" in capsys.readouterr().out
+
+
+def test_base_model_of_a_run_stands_beside_the_row_before_training(tmp_path, monkeypatch):
+    from corelib import __main__ as cli
+    from corelib import evaluate_run as of_run
+
+    config, shown = load_config("qwen3-4b", method="gt"), []
+    monkeypatch.setattr(of_run, "checkpoint_of", lambda *_: ("lab", tmp_path / "out", config))
+    monkeypatch.setattr(report, "training_questions", lambda *_: ())
+    monkeypatch.setattr(report, "show", lambda evaluation, config: shown.append(config))
+    monkeypatch.setattr(evaluate, "evaluate_model", lambda *_: {})
+    for checkpoint in ("base", "final"):
+        assert cli.main(["evaluate", "run", "--checkpoint", checkpoint, "--benchmarks", "lab"]) == 0
+    assert shown == [None, config]
+
+
+# --- what the model reads, and where it ends
+
+
+@pytest.fixture
+def starts():
+    """A tokenizer over words that begins every text with <s> (0), as Llama's and Gemma's do."""
+    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<more>": 2, "a": 3, "b": 4, "?": 5}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        additional_special_tokens=["<more>"],
+    )
+    tokenizer.chat_template = "{{ bos_token if messages[0]['role'] == 'user' }}{{ messages[0]['content'] }}"
+    return tokenizer
+
+
+def test_plain_text_starts_with_bos_once_and_a_template_writes_its_own(starts, base):
+    prompts = ["a b", "<s>a b", [{"role": "user", "content": "a b"}], [{"role": "system", "content": "a b"}]]
+    rendered = generate.render(starts, prompts)
+    assert rendered == ["a b", "<s>a b", "<s>a b", "a b"]
+    assert generate.encode(starts, rendered) == [[0, 3, 4], [0, 3, 4], [0, 3, 4], [3, 4]]
+    assert generate.encode(starts, []) == []
+    lab_prompt = lab.problems(1, "test", 0)[0].text("original")  # the lab's tokenizer adds nothing, as in training
+    assert generate.encode(base[1], [lab_prompt]) == [base[1](lab_prompt)["input_ids"]]
+    assert generate.encode(base[1], [lab_prompt]) == [base[1](lab_prompt, add_special_tokens=False)["input_ids"]]
