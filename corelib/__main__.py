@@ -205,23 +205,16 @@ def evaluate(args) -> int:
     from corelib.models import identify
 
     if args.compare:
+        if args.run or args.model or args.benchmarks:
+            raise ValueError("--compare reads two folders that hold answers; it takes no run, --model or --benchmarks")
         report.show_comparison(report.compare(*args.compare), *args.compare)
         return 0
     if bool(args.run) == bool(args.model):
         raise ValueError("name a run folder, or a model with --model: one of the two")
     if args.run and not (args.checkpoint or args.benchmarks):
-        plain = (
-            "source",
-            "limit",
-            "k",
-            "temperature",
-            "max_new_tokens",
-            "seed",
-            "trained_on",
-            "training_source",
-            "out",
-        )
-        if given := [f"--{name.replace('_', '-')}" for name in plain if getattr(args, name) not in (None, "", 0)]:
+        unset = dict.fromkeys(("source", "trained_on", "training_source", "out"), "") | {"limit": 0, "seed": 0}
+        unset |= dict.fromkeys(("k", "temperature", "max_new_tokens"))
+        if given := [f"--{name.replace('_', '-')}" for name, none in unset.items() if getattr(args, name) != none]:
             raise ValueError(
                 f"{', '.join(given)}: a run's held-out problems are asked as its config says; name --benchmarks to choose otherwise"
             )

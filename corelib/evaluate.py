@@ -239,6 +239,7 @@ def evaluate_model(
             if len(chosen) == 1:
                 raise
             left_out[b.name] = str(error)
+            say(f"left out: {b.name}: {error}")  # again at the end, but hours may pass until then
     if not jobs:
         raise RuntimeError(f"nothing can be scored here: {'; '.join(left_out.values())}")
     say(

@@ -727,3 +727,43 @@ def test_plain_text_starts_with_bos_once_and_a_template_writes_its_own(starts, b
     lab_prompt = lab.problems(1, "test", 0)[0].text("original")  # the lab's tokenizer adds nothing, as in training
     assert generate.encode(base[1], [lab_prompt]) == [base[1](lab_prompt)["input_ids"]]
     assert generate.encode(base[1], [lab_prompt]) == [base[1](lab_prompt, add_special_tokens=False)["input_ids"]]
+
+
+def test_ids_that_the_checkpoint_names_as_its_ends_end_an_answer(starts, tmp_path, monkeypatch):
+    import types
+
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=6, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = [1, 4]
+    model.save_pretrained(tmp_path / "model")
+    starts.save_pretrained(tmp_path / "model")
+    checkpoint = models.identify(tmp_path / "model")
+    assert models.end_ids(checkpoint) == [1, 4]
+    how = generate.Decoding(0.0, 1, 4, (1,), (), 0, "transformers", "float32")
+    engine = generate.Engine(checkpoint, "transformers")
+    weight = engine.model.lm_head.weight
+    with torch.no_grad():  # whatever it reads, it says "b"
+        engine.model.model.norm.weight.zero_()
+        weight.zero_()
+    monkeypatch.setattr(engine.model.lm_head, "forward", lambda x: torch.eye(6)[4].expand(*x.shape[:-1], 6))
+    assert engine.draw([[0, 3]], [0], how) == [[generate.Completion("", 1, "stop")]]
+
+    asked = []
+
+    def answer(requests, params, use_tqdm):
+        asked.extend(params)
+        return [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=[3, 4])]) for _ in requests]
+
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(SamplingParams=lambda **given: given))
+    engine.kind, engine.model = "vllm", types.SimpleNamespace(generate=answer)
+    assert engine.draw([[0, 3]], [0], how) == [[generate.Completion("a", 2, "stop")]]
+    assert asked[0]["stop_token_ids"] == [1, 4]
+
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    get_peft_model(base, LoraConfig(r=2, target_modules=["up_proj"])).save_pretrained(tmp_path / "adapter")
+    assert models.end_ids(models.identify(tmp_path / "adapter")) == [1, 4]
+    (tmp_path / "model" / "generation_config.json").unlink()
+    assert models.end_ids(models.identify(tmp_path / "model")) == []

@@ -540,3 +540,28 @@ def test_the_command_exports_and_uploads_only_when_asked(run, login, tmp_path, c
     assert main([*command, "--push", "me/model"]) == 0 and [a[0] for a in hub.asked] == ["create", "upload"]
     assert 'name = "me/model"' in (tmp_path / "out" / "README.md").read_text()
     assert main([*command, "--push", "model"]) == 2 and "must be USER/NAME" in capsys.readouterr().err
+
+
+def test_questions_trained_on_are_not_called_held_out(tmp_path):
+    config = load_config("qwen3-4b", method="gt", dataset="amc", eval_dataset="amc", test_problems=83)
+    rates = {f"{w}_accuracy": 0.5 for w in ("base", "best", "final")}
+    spans = {w: [0.4, 0.6] for w in ("base", "best", "final")}
+    runs.write_json(tmp_path / "result.json", rates | {"intervals": spans})
+    (entry,), _ = card_scores.results(tmp_path, config, "best")
+    assert entry.title == "amc, training questions" and card_scores.hub_data(entry.name) == "AI-MO/aimo-validation-amc"
+    assert card._test_name(config) == "its own training questions"
+    assert card._test_name(load_config("lab")) == "held-out problems"
+    assert card_scores.hub_data("math500_held_out") == card_scores.hub_data("math500[k=4]") == "HuggingFaceH4/MATH-500"
+
+
+def test_base_score_on_the_card_is_this_run_s_own(run):
+    """The base model's folder is shared: a run with more problems may have left its score there."""
+    out = evaluate_run.checkpoint_of(run, "base")[1]
+    shared = runs.read_json(out / "evaluation.json")
+    shared["benchmarks"]["lab"] |= {"mean": 0.99, "problems": 200}
+    runs.write_json(out / "evaluation.json", shared)
+    config = load_config(**runs.read_json(run / "manifest.json")["config"])
+    held = card_scores.results(run, config, "best")[0][0]
+    assert held.scores["base"].mean == runs.read_json(run / "result.json")["base_accuracy"]
+    (run / "evaluation" / "best" / "evaluation.json").write_text("{")
+    assert "Stored scores of `best` are damaged" in card_scores.results(run, config, "best")[1][0]
