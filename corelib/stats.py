@@ -36,7 +36,8 @@ def avg_at_k(right: Sequence[Sequence[bool]]) -> Estimate:
     """avg@k: mean over problems of the share of right answers, standard error clustered by problem.
 
     The k answers to one problem are not independent, so the error is sd(per-problem means) / sqrt(N), never that of
-    N * k coins. One answer a problem, or all alike: the Wilson interval. Raises ValueError for no problems.
+    N * k coins. One answer a problem, or all alike, or a normal interval that would leave [0, 1]: the Wilson interval of
+    N verdicts. Raises ValueError for no problems.
 
     >>> avg_at_k([[True, False], [True, True]]).mean
     0.75
@@ -310,7 +311,12 @@ def seeds_and_questions(accuracy: Sequence[Sequence[float]]) -> SeedsAndQuestion
 
 
 def _clustered(scores: Sequence[float], samples: int) -> Estimate:
-    """Mean of one number a question, its error clustered by question; Wilson where every number is 0 or 1."""
+    """Mean of one number a question, its error clustered by question; Wilson where every number is 0 or 1.
+
+    So too where the normal interval reaches 0 or 1: there the few questions that differ say too little about the
+    spread (30 x 32 draws with one right would be sure to 0.3 %), and numbers in [0, 1] spread at most as N coins do.
+    Source: Wilson's interval with an effective sample size (Korn & Graubard 1998), here the least there can be, N.
+    """
     if not len(scores):
         raise ValueError("no problems were scored; an accuracy needs at least one")
     n, mean = len(scores), float(np.mean(scores))
@@ -318,4 +324,9 @@ def _clustered(scores: Sequence[float], samples: int) -> Estimate:
         whole = wilson(int(sum(scores)), n)
         return Estimate(mean, whole.low, whole.high, n, samples)
     half = NORMAL * float(np.std(scores, ddof=1)) / sqrt(n) if n > 1 else 1.0
-    return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0), n, samples)
+    low, high = mean - half, mean + half
+    if low <= 0 or high >= 1:
+        square = NORMAL**2 / n
+        middle, half = (mean + square / 2) / (1 + square), sqrt(max(mean * (1 - mean), 0) * square + square**2 / 4)
+        low, high = middle - half / (1 + square), middle + half / (1 + square)
+    return Estimate(mean, max(low, 0.0), min(high, 1.0), n, samples)

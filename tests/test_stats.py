@@ -278,3 +278,20 @@ def test_seeds_that_are_alike_leave_only_questions():
     for table in ([row], [[0.5], [0.5]], [0.5, 0.2]):
         with pytest.raises(ValueError, match="at least two seeds"):
             stats.seeds_and_questions(table)
+
+
+def test_interval_near_the_boundary_holds_and_does_not_collapse():
+    """30 x 32 draws of hard questions: coverage against brute force, and no cliff between none and one right."""
+    none, one = ([[False] * 32] * 30, [[True] + [False] * 31] + [[False] * 32] * 29)
+    assert stats.avg_at_k(one).high == pytest.approx(stats.avg_at_k(none).high, abs=0.005)
+    flipped = stats.avg_at_k([[not r for r in row] for row in one])
+    assert flipped.low == pytest.approx(1 - stats.avg_at_k(one).high)
+    # with whole numbers of right answers the formula is that of scipy
+    inside, whole = stats._clustered([0.5, 0.5, *[0] * 28], 2), stats.wilson(1, 30)
+    assert (inside.low, inside.high) == pytest.approx((whole.low, whole.high), abs=1e-4)
+    rng = np.random.default_rng(0)
+    for share, alike in ((0.005, 0.05), (0.02, 0.3), (0.02, 0.7)):  # alike: correlation of two draws of a question
+        a, b = share * (1 - alike) / alike, (1 - share) * (1 - alike) / alike
+        scores = rng.binomial(32, rng.beta(a, b, (1500, 30))) / 32
+        made = [stats._clustered(row.tolist(), 32) for row in scores]
+        assert np.mean([e.low <= share <= e.high for e in made]) > 0.93  # the normal interval: 0.80, 0.78, 0.80
