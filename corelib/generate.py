@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from corelib.config import RunConfig, unknown
-from corelib.models import Checkpoint, load_model, load_tokenizer, load_vllm
+from corelib.models import Checkpoint, end_ids, load_model, load_tokenizer, load_vllm
 
 ENGINES = ("transformers", "vllm")
 
@@ -298,6 +298,11 @@ class Engine:
         """The model, or the `vllm.LLM`."""
         return (load_vllm if self.kind == "vllm" else load_model)(self.checkpoint)[0]
 
+    @functools.cached_property
+    def ends(self) -> list[int]:
+        """Tokens that the checkpoint itself names as ends of an answer; its digest, so a stored answer's key, covers them."""
+        return end_ids(self.checkpoint)
+
     def plan(self, ids: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
         """Questions that are drawn together and stored together, longest first."""
         if self.kind == "vllm":
@@ -315,7 +320,7 @@ class Engine:
             decoding.temperature,
             decoding.max_new_tokens,
             seeds,
-            decoding.stop_ids,
+            list(dict.fromkeys([*decoding.stop_ids, *self.ends])),
             decoding.stop,
         )
         if self.kind == "vllm":

@@ -90,6 +90,20 @@ def _adapter(folder: Path) -> str | None:
     return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
 
 
+def _base(folder: Path) -> str | None:
+    """As `_adapter`; ValueError where the base model is neither a folder nor to be had from the cache or the Hub."""
+    base = _adapter(folder)
+    if base and not Path(base).is_dir():
+        try:
+            identify(base)
+        except ValueError as error:
+            raise ValueError(
+                f"{folder} holds LoRA adapters of {base}, which is missing ({error}); put the base model there, or name "
+                "another in base_model_name_or_path of adapter_config.json"
+            ) from error
+    return base
+
+
 def _local(checkpoint: Checkpoint) -> Path:
     """A folder with the checkpoint's files; fetches a Hub id's."""
     if checkpoint.revision is None:
@@ -107,19 +121,37 @@ def load_tokenizer(model: str | Path | Checkpoint):
 
     checkpoint = model if isinstance(model, Checkpoint) else identify(model)
     path, revision = checkpoint.path, checkpoint.revision
-    if revision is None and (base := _adapter(Path(path))) and not (Path(path) / "tokenizer_config.json").is_file():
-        path = base
+    if revision is None and not (Path(path) / "tokenizer_config.json").is_file():
+        path = _base(Path(path)) or path
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
+def end_ids(checkpoint: Checkpoint) -> list[int]:
+    """Tokens that end an answer by the checkpoint's generation_config.json (an adapter's without one: its base model's).
+
+    Empty where there is no such file. Only its `eos_token_id` is read.
+    """
+    from transformers import GenerationConfig
+
+    folder = _local(checkpoint)
+    for place in (str(folder), _base(folder)):
+        try:
+            ends = GenerationConfig.from_pretrained(place).eos_token_id if place else None
+        except OSError:  # no such file; its base model's, or none
+            continue
+        if ends is not None:
+            return [ends] if isinstance(ends, int) else list(ends)
+    return []
+
+
 def context_length(checkpoint: Checkpoint) -> int:
     """Tokens that the model reads, prompt and completion together."""
     from transformers import AutoConfig
 
-    base = _adapter(Path(checkpoint.path)) if checkpoint.revision is None else None
+    base = _base(Path(checkpoint.path)) if checkpoint.revision is None else None
     config = AutoConfig.from_pretrained(
         base or checkpoint.path, revision=checkpoint.revision or "main", trust_remote_code=False
     )
@@ -134,7 +166,7 @@ def load_model(model: str | Path | Checkpoint):
     checkpoint = model if isinstance(model, Checkpoint) else identify(model)
     gpu = torch.cuda.is_available()
     folder = _local(checkpoint)
-    base = _adapter(folder)
+    base = _base(folder)
     for weights in (folder, base or folder):
         saving.require_safetensors(weights)
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -179,4 +211,6 @@ def load_vllm(checkpoint: Checkpoint, **settings):
         model.cpu().save_pretrained(merged)
         tokenizer.save_pretrained(merged)
         del model
+        if gpu:
+            torch.cuda.empty_cache()  # else vLLM finds the merged model's memory taken
         return LLM(model=merged, tokenizer=merged, **settings), tokenizer
