@@ -169,12 +169,17 @@ def load_model(model: str | Path | Checkpoint):
     base = _base(folder)
     for weights in (folder, base or folder):
         saving.require_safetensors(weights)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        base or str(folder),
-        dtype=torch.bfloat16 if gpu else torch.float32,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            base or str(folder),
+            dtype=torch.bfloat16 if gpu else torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except OSError as error:
+        if not base:
+            raise
+        raise ValueError(f"{folder} holds LoRA adapters of {base}, whose weights cannot be had ({error})") from error
     if base:
         from peft import PeftModel
 

@@ -767,3 +767,65 @@ def test_ids_that_the_checkpoint_names_as_its_ends_end_an_answer(starts, tmp_pat
     assert models.end_ids(models.identify(tmp_path / "adapter")) == [1, 4]
     (tmp_path / "model" / "generation_config.json").unlink()
     assert models.end_ids(models.identify(tmp_path / "model")) == []
+
+
+def test_moving_the_data_grades_nothing_again(tmp_path):
+    graded = []
+
+    def grade(completions, problem):
+        graded.append(problem["id"])
+        return [Verdict(text, True) for text in completions]
+
+    for problem in ({"file": "/a", "offset": 0}, {"file": "/b", "offset": 9}):
+        collected(tmp_path, [{"id": 1, "function": "f"} | problem], "a", grade)
+    assert graded == [1]
+    collected(tmp_path, [{"id": 1, "function": "g", "file": "/b", "offset": 9}], "a", grade)
+    assert graded == [1, 1]
+
+
+def adapter_of(folder, name):
+    from peft import LoraConfig, get_peft_model
+
+    whole, tokenizer = models.load_model(lab.BASE_MODEL)
+    get_peft_model(whole, LoraConfig(r=2, target_modules=["up_proj"])).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": name}))
+    return models.identify(folder)
+
+
+@pytest.mark.parametrize("name", ["/no/such/base", "OWNER/NAME"])
+def test_adapters_without_their_base_model_say_which_is_missing(name, tmp_path):
+    checkpoint = adapter_of(tmp_path / "adapter", name)
+    for load in (models.context_length, models.load_model, models.end_ids):
+        with pytest.raises(ValueError, match=f"LoRA adapters of {name}, which is missing"):
+            load(checkpoint)
+
+
+def test_weights_of_a_base_model_that_are_not_here_are_named(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = adapter_of(tmp_path / "adapter", "OWNER/NAME")
+    monkeypatch.setattr(models, "identify", lambda name: None)  # its configuration is in the cache
+
+    def offline(*_, **__):
+        raise OSError("no weights in the cache")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", offline)
+    with pytest.raises(
+        ValueError, match="adapters of OWNER/NAME, whose weights cannot be had .no weights in the cache"
+    ):
+        models.load_model(checkpoint)
+
+
+def test_memory_of_the_merged_model_is_free_before_vllm_starts(tmp_path, base, monkeypatch):
+    import types
+
+    checkpoint, order = adapter_of(tmp_path / "adapter", str(lab.BASE_MODEL)), []
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=lambda **_: order.append("vllm")))
+    merged, tokenizer = models.load_model(checkpoint)
+    monkeypatch.setattr(models, "load_model", lambda _: (merged, tokenizer))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("empty"))
+    models.load_vllm(checkpoint)
+    assert order == ["empty", "vllm"]
