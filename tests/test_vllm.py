@@ -65,6 +65,7 @@ def run(python: Path, marker: str, minutes: float) -> None:
     """The tests of tests/vllm with this marker, which must exist and pass."""
     started = time.time()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled once: half of a first run's time
     command = [python, "-m", "pytest", "tests/vllm", "-m", marker, "-p", "no:cacheprovider", "--show-capture=no"]
     done = subprocess.run(
         command,

@@ -83,7 +83,6 @@ def test_a_swap_that_breaks_off_leaves_the_policy(vllm_on_cpu, tmp_path, monkeyp
 
 
 def test_a_swap_that_breaks_off_leaves_the_policy_with_lora(vllm_on_cpu, tmp_path, monkeypatch):
-    """TRL's walk leaves the teacher merged into the base model; PEFT takes it out when the adapter is changed back."""
     check_broken_swap(make(random_model(tmp_path, **LORA), tmp_path), monkeypatch)
 
 
