@@ -14,7 +14,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from corelib import evaluate, runs, saving
+from corelib.answers import extract, vote
 from corelib.config import RunConfig
+from corelib.diagnostics import kept_share
 from corelib.engine import policy_texts
 
 RENAME = {
@@ -203,8 +205,10 @@ class Validate(TrainerCallback):
             texts = policy_texts(self.trainer, prompts, config.eval_samples, config.eval_temperature)
         right = gather_object(evaluate.grade(texts, mine["answer"]))
         accuracy = evaluate.avg_at_k(right).mean
+        voted = gather_object([(i, *self._vote(drawn)) for i, drawn in zip(share, texts, strict=True)])
         if accelerator.is_main_process:
-            runs.append_metrics(self.folder, {"step": state.global_step, "gt/validation": accuracy})
+            row = {"step": state.global_step, "gt/validation": accuracy} | self._probe(state.global_step, sorted(voted))
+            runs.append_metrics(self.folder, row)
         if accuracy > self.best:
             self.best = accuracy
             best = self.folder / "best"
@@ -217,6 +221,22 @@ class Validate(TrainerCallback):
                 accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 saving.replace_folder(new, best)
+
+
+    def _vote(self, texts) -> tuple[str | None, float]:
+        found = vote([extract(text) for text in texts], equality=self.config.answer_equality)
+        return found.label, found.support
+
+    def _probe(self, step: int, voted: list[tuple[int, str | None, float]]) -> dict[str, float]:
+        """`probe/kept`, without labels: how many of the base model's own sure answers the policy still gives."""
+        place = self.folder / "probe.json"  # the votes of every validation, by step
+        votes = runs.read_json(place) or {}
+        votes[str(step)] = {"labels": [label for _, label, _ in voted], "support": [share for *_, share in voted]}
+        runs.write_json(place, votes)
+        if "0" not in votes:  # a run that began before there was a probe
+            return {}
+        first = votes["0"]
+        return {"probe/kept": kept_share(first["labels"], votes[str(step)]["labels"], first["support"])}
 
 
 class Stopped(SystemExit):

@@ -50,6 +50,7 @@ BOOKKEEPING = (
     "vllm_memory",
     "vllm_sleep",
     "vllm_tensor_parallel",
+    "on_collapse",
 )
 
 
@@ -181,6 +182,12 @@ class RunConfig:
     )
     max_hours: float = setting(
         0.0, "wall-clock limit of one call; the run saves and stops before it, 0: none", "this project"
+    )
+    on_collapse: str = setting(
+        "warn",
+        "what the alarm does when it goes off: say so, also save a checkpoint, or also stop the run",
+        "this project: corelib.alarm",
+        ("warn", "save", "stop"),
     )
     report_to: str = setting(
         "none", "tracker besides the local files", "this project", ("none", "tensorboard", "trackio", "wandb")

@@ -185,6 +185,7 @@ def train(config: RunConfig, folder: Path) -> dict:
     from transformers.trainer_utils import set_seed
     from transformers.utils import logging
 
+    from corelib.alarm_callback import AlarmCallback
     from corelib.callbacks import FiniteOnly, Heartbeat, StopOnSignal, Stopped, Validate
     from corelib.engine import EngineGuard
     from corelib.trainer import CoRewardingTrainer
@@ -235,6 +236,7 @@ def train(config: RunConfig, folder: Path) -> dict:
                 stop,
                 finite := FiniteOnly(folder),
                 EngineGuard(folder),
+                AlarmCallback(folder, config.on_collapse),  # after the heartbeat, whose row it reads
             ],  # validation first: its row belongs to the step just logged
         )
         if config.engine == "vllm":  # its worker has just seeded this process with the rank alone: every run the same

@@ -365,6 +365,8 @@ def test_real_pairs_with_a_chat_template(tiny, tmp_path, monkeypatch):
             for i in range(8)
         ]  # fmt: skip
         pd.DataFrame(rows).to_parquet(tmp_path / "data" / "open-rs" / f"{name}.parquet")
+    (tmp_path / "data" / "math").mkdir()
+    pd.DataFrame(rows).to_parquet(tmp_path / "data" / "math" / "test.parquet")
     calls = []
 
     def boxes(self, prompt_ids, *_, **__):
