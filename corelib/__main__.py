@@ -73,10 +73,20 @@ def main(argv=None) -> int:
     p.add_argument("--push", default="", metavar="USER/NAME", help="upload to this private repository on the Hub")
     p.add_argument("--dry-run", action="store_true", help="print what would be written, and the card")
 
-    p = verbs.add_parser("sweep", help="a queue of runs from a YAML file", allow_abbrev=False)
-    p.add_argument("file", help="YAML with profile, methods, seeds, settings")
-    p.add_argument("--workers", type=int, default=2)
-    p.add_argument("--dry-run", action="store_true")
+    p = verbs.add_parser(
+        "sweep",
+        help="a queue of training runs and one table (default: the nine methods on five seeds, under 90 minutes on 2 cores)",
+        allow_abbrev=False,
+    )
+    p.add_argument("file", nargs="?", default="", help="YAML with profile, methods, seeds, settings (default: the lab's questions)")  # fmt: skip
+    p.add_argument(
+        "--only", default="", help="comma-separated questions to the lab, e.g. near_copy,kl (corelib/sweep.py has them)"
+    )
+    p.add_argument("--full", action="store_true", help="all questions to the lab: hours; stop and go on at will")
+    p.add_argument("--out", default="", help="folder for sweep.csv and sweep.parquet (default: the sweep's own)")
+    p.add_argument("--root", default="", help="folder for run folders (default outputs/runs)")
+    p.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
+    p.add_argument("--dry-run", action="store_true", help="print what would run")
 
     p = verbs.add_parser("bench", help="speed and accuracy beside what one would otherwise use", allow_abbrev=False)
     p.add_argument("what", choices=["trainer", "answers", "evaluate", "gpu"])
@@ -143,18 +153,23 @@ def run(args) -> int:
         methods, args.profile or file.get("profile", "lab"), [int(s) for s in seeds], _split(args.stages), args.dataset, source,
         benchmarks, args.config, _settings(args.set), Path(args.root).absolute() if args.root else None,
     )  # fmt: skip
-    return _execute(plan, args, signal, pipeline)
+    return _execute(plan, args, signal, pipeline.run)
 
 
 def sweep(args) -> int:
     import signal
 
-    from corelib import pipeline
+    from corelib import sweep
 
-    return _execute(pipeline.sweep_plan(args.file), args, signal, pipeline)
+    if sum(map(bool, (args.file, args.only, args.full))) > 1:
+        raise ValueError("give a sweep file, --only, or --full: each names what is run")
+    root = Path(args.root).absolute() if args.root else None
+    names = list(sweep.QUESTIONS) if args.full else _split(args.only) or sweep.DEFAULT
+    questions = sweep.read(args.file) if args.file else sweep.asked(names)
+    return _execute(sweep.plan(questions, root), args, signal, lambda plan, workers: sweep.run(questions, workers, args.out, root))  # fmt: skip
 
 
-def _execute(plan, args, signal, pipeline) -> int:
+def _execute(plan, args, signal, go) -> int:
     import shlex
 
     if args.workers < 1:
@@ -173,7 +188,7 @@ def _execute(plan, args, signal, pipeline) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    return pipeline.run(plan, args.workers)
+    return go(plan, args.workers)
 
 
 def train(args) -> int:

@@ -222,7 +222,6 @@ class Validate(TrainerCallback):
             if accelerator.is_main_process:
                 saving.replace_folder(new, best)
 
-
     def _vote(self, texts) -> tuple[str | None, float]:
         found = vote([extract(text) for text in texts], equality=self.config.answer_equality)
         return found.label, found.support

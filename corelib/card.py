@@ -117,7 +117,11 @@ def header(subject: Subject, found: Sequence[card_scores.Result]):
 
 def public_model(config: RunConfig) -> str:
     """The base model as a stranger may read it: a Hub id, or the last part of a local path."""
-    local = {"lab": "the lab's base model", "smollm2": "SmolLM2-135M-Instruct (4-bit GGUF, unpacked)"}
+    local = {
+        "lab": "the lab's base model",
+        "lab2": "the lab's second base model",
+        "smollm2": "SmolLM2-135M-Instruct (4-bit GGUF, unpacked)",
+    }
     return local.get(config.model) or hub_model(config) or Path(config.model).name
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LAB_BASE = ROOT / "outputs" / "reference" / "lab_base"
+LAB_BASES = {name: ROOT / "outputs" / "reference" / f"{name}_base" for name in ("lab", "lab2")}
 SMOLLM2 = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corewarding" / "smollm2"
 
 METHOD_NAMES = (
@@ -260,7 +260,7 @@ class RunConfig:
     @property
     def base_model(self) -> str:
         """Folder or Hub id that holds the base model's weights."""
-        return str({"lab": LAB_BASE, "smollm2": SMOLLM2}.get(self.model, self.model))
+        return str((LAB_BASES | {"smollm2": SMOLLM2}).get(self.model, self.model))
 
     @property
     def hash6(self) -> str:

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from corelib import memory, runs
-from corelib.config import PROFILES, RunConfig, load_config, unknown
+from corelib.config import LAB_BASES, PROFILES, RunConfig, load_config, unknown
 
 WIDTH = 100
 # The GPU set of environment.yml: vLLM, and what its wheel's metadata asks of torch and transformers
@@ -170,7 +170,7 @@ def _here(profile: str, settings: dict) -> int:
 def lacks(config: RunConfig, gpus: int) -> list[str]:
     """One sentence for each thing that a run needs and this machine does not have."""
     missing = []
-    if config.model == "lab" and not (Path(config.base_model) / "model.safetensors").is_file():
+    if config.model in LAB_BASES and not (Path(config.base_model) / "model.safetensors").is_file():
         missing.append("the lab's base model: python -m corelib.lab (about 4 minutes)")
     if config.bf16 and gpus == 0:
         missing.append("a GPU: run it where CUDA is visible (nvidia-smi lists it), or use profile lab")
@@ -180,7 +180,7 @@ def lacks(config: RunConfig, gpus: int) -> list[str]:
         from corelib import smollm2
 
         missing += [smollm2.lacks()] if smollm2.lacks() else []
-    elif config.model != "lab" and not Path(config.model).is_dir() and not _cached(config.model):
+    elif config.model not in LAB_BASES and not Path(config.model).is_dir() and not _cached(config.model):
         missing.append(f"{config.model}: hf download {config.model} (or model=FOLDER)")
     try:
         if (need := _disk(config)) > _free():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corelib import saving
-from corelib.config import LAB_BASE
+from corelib.config import LAB_BASES
 
 WHOLE = 64 * 2**20  # weight files up to this many bytes are hashed whole
 BLOCK, BLOCKS = 64 * 1024, 64  # of a larger one, so many blocks spread evenly
@@ -41,7 +41,7 @@ def identify(model: str | Path) -> Checkpoint:
     A Hub id's is over the commit. Copying a folder does not change it. Raises ValueError for what is neither.
     """
     name = str(model)
-    path = LAB_BASE if name == "lab" else Path(name).expanduser()
+    path = LAB_BASES.get(name) or Path(name).expanduser()
     if path.is_dir():
         return Checkpoint(name, str(path.resolve()), None, _folder_digest(path))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) or name.startswith("."):

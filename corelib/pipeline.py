@@ -1,9 +1,8 @@
-"""The five notebooks as one job, and sweeps of many runs: what to execute, in which order, and the table at the end."""
+"""The five notebooks as one job: what to execute, in which order, and the table at the end."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import subprocess
 import sys
@@ -108,25 +107,9 @@ def plan(
         add("02", "02", {"profile": profile, "out": str(folder)}, done=_stage_done(folder, "02"))
     for run_config in configs:
         run = root / run_config.run_name
-        asked = folder / "configs" / f"{run_config.run_name}.yaml"
-        label = f"{run_config.method}-{run_config.seed}-{run_config.hash6}"
+        label = _label(run_config)
         if "03" in stages:
-            parameters = {
-                "profile": profile,
-                "method": run_config.method,
-                "seed": run_config.seed,
-                "config": str(asked),
-                "root": str(root),
-            }
-            add(
-                f"03 {label}",
-                "03",
-                parameters,
-                ("01",),
-                run / "03_grpo_training.ipynb",
-                run=run,
-                done=_trained(run),
-            )
+            jobs.append(training_job(run_config, folder, root, ("01",) if "01" in stages else ()))
         if "04" in stages:
             add(
                 f"04 {label}",
@@ -147,6 +130,26 @@ def plan(
             done=_reported(folder, [root / c.run_name for c in configs]),
         )
     return Plan(folder, jobs, configs)
+
+
+def _label(config: RunConfig) -> str:
+    return f"{config.method}-{config.seed}-{config.hash6}"
+
+
+def training_job(config: RunConfig, folder: Path, root: Path, needs: Sequence[str] = ()) -> Job:
+    """Notebook 03 of one run, into the run's own folder; its configuration lies in `folder`/configs."""
+    run = root / config.run_name
+    parameters = {
+        "profile": config.profile,
+        "method": config.method,
+        "seed": config.seed,
+        "config": str(folder / "configs" / f"{config.run_name}.yaml"),
+        "root": str(root),
+    }
+    return Job(
+        f"03 {_label(config)}", STAGES["03"], run / "03_grpo_training.ipynb", parameters, tuple(needs),
+        done=_trained(run), run=run, typical=TYPICAL["03"],
+    )  # fmt: skip
 
 
 def _stage_done(folder: Path, stage: str):
@@ -176,11 +179,26 @@ def _evaluated(run: Path):
     return lambda: runs.read_json(run / "result.json") is not None and (run / "04_evaluation.ipynb").is_file()
 
 
-def run(plan: Plan, workers: int = 2, say=print) -> int:
-    """Execute a plan; returns the exit code: 0 when every job is done or was done before."""
+def execute_plan(plan: Plan, workers: int = 2, say=print) -> dict[str, str]:
+    """Write the configurations and execute the jobs; what did not finish is said. Returns {job: its end}."""
     for config in plan.configs:
         runs.write_text(plan.folder / "configs" / f"{config.run_name}.yaml", config.to_yaml())
-    state = execute(plan.jobs, workers, say)
+    return execute(plan.jobs, workers, say)
+
+
+def unfinished(state: dict[str, str], say=print) -> int:
+    """Name the jobs that did not finish; the exit code, 0 when there is none."""
+    broken = [name for name, s in state.items() if s in ("failed", "blocked")]
+    if broken:
+        say(
+            f"{len(broken)} of {len(state)} jobs did not finish: {', '.join(broken)}; the same command goes on from here"
+        )
+    return 1 if broken else 0
+
+
+def run(plan: Plan, workers: int = 2, say=print) -> int:
+    """Execute a plan; returns the exit code: 0 when every job is done or was done before."""
+    state = execute_plan(plan, workers, say)
     stages = runs.read_json(plan.folder / "stages.json") or {}
     stages |= {name: True for name, s in state.items() if s in ("done", "skipped")}
     runs.write_json(plan.folder / "stages.json", stages)
@@ -197,12 +215,7 @@ def run(plan: Plan, workers: int = 2, say=print) -> int:
                 cwd=ROOT,
             )
         say(f"report: {report.with_suffix('.html')}")
-    broken = [name for name, s in state.items() if s in ("failed", "blocked")]
-    if broken:
-        say(
-            f"{len(broken)} of {len(plan.jobs)} jobs did not finish: {', '.join(broken)}; the same command goes on from here"
-        )
-    return 1 if broken else 0
+    return unfinished(state, say)
 
 
 def results(configs: Sequence[RunConfig], root: Path | None = None):
@@ -243,42 +256,3 @@ def show(table) -> None:
             "-" if label is None or label != label else f"{100 * label:.1f} %", "yes" if r["collapsed"] else "no", str(r["steps"]), f"{r['tokens']:,}",
         )  # fmt: skip
     Console(width=120).print(out)
-
-
-def sweep_plan(path: str | Path, root: Path | None = None) -> Plan:
-    """A sweep file as a plan of 03 and 04 for every combination. Raises ValueError for unknown keys or settings.
-
-    The file is YAML: `profile`, `methods`, `seeds`, and `settings`, a mapping of setting: list of values to cross.
-    """
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"sweep file {path} does not exist; it is YAML with profile, methods, seeds, settings")
-    spec = yaml.safe_load(path.read_text()) or {}
-    valid = ("profile", "methods", "seeds", "settings")
-    for key in spec:
-        if key not in valid:
-            raise ValueError(unknown("key of a sweep file", key, valid))
-    grid = spec.get("settings") or {}
-    for key, values in grid.items():
-        if not isinstance(values, list):
-            raise ValueError(f"settings: {key}: {values!r} must be a list of values, e.g. [{values!r}]")
-    whole = Plan(Path(), [], [])
-    for values in itertools.product(*grid.values()):
-        part = plan(
-            spec.get("methods", ["all"]),
-            spec.get("profile", "lab"),
-            spec.get("seeds", [0]),
-            ("03", "04"),
-            settings=dict(zip(grid, values, strict=True)),
-            root=root,
-        )
-        whole.jobs += part.jobs
-        whole.configs += part.configs
-    digest = hashlib.sha256(json.dumps([c.run_name for c in whole.configs]).encode()).hexdigest()[:6]
-    whole.folder = (root or runs.RUNS) / f"pipeline-{digest}"
-    for job in whole.jobs:
-        if "config" in job.parameters:
-            job.parameters["config"] = str(whole.folder / "configs" / Path(job.parameters["config"]).name)
-    return whole

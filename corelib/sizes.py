@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from corelib.config import LAB_BASE
+from corelib.config import LAB_BASES
 
 FAMILIES = ("qwen3", "qwen2", "llama")  # dense decoders with RMSNorm, SwiGLU and grouped attention: one set of formulas
 FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size", "tie_word_embeddings")  # fmt: skip
@@ -26,7 +26,7 @@ SHAPES = {
     "meta-llama/Llama-3.2-3B-Instruct": ("llama", 3072, 28, 24, 8, 128, 8192, 128256, True),
     "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", 576, 30, 9, 3, 64, 1536, 49152, True),
 }
-ALIASES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "lab": str(LAB_BASE)}
+ALIASES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"} | {name: str(path) for name, path in LAB_BASES.items()}
 # How weights and activations are typed. autocast: bf16 copies of fp32 weights; bf16: FSDP2 casts what it gathers;
 # lora: frozen bf16 weights with fp32 adapters; lora32: the same in fp32.
 MODES = ("fp32", "autocast", "bf16", "lora", "lora32")

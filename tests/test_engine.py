@@ -133,10 +133,14 @@ def test_guard_warns_then_stops_and_remembers_across_a_resume(tmp_path):
     runs.append_metrics(tmp_path, {"step": 11, "sampling/logp_difference": 0.5})  # after the checkpoint: not ours
     guard = engine.EngineGuard(tmp_path, said.append)
     guard.on_train_begin(None, SimpleNamespace(global_step=10, is_world_process_zero=True), None)
-    guard.on_log(None, SimpleNamespace(global_step=11, is_world_process_zero=True), None, {"sampling/logp_difference": 0.4})
+    guard.on_log(
+        None, SimpleNamespace(global_step=11, is_world_process_zero=True), None, {"sampling/logp_difference": 0.4}
+    )
     assert len(said) == 1 and "step 11" in said[0] and "0.0100" in said[0]
     with pytest.raises(RuntimeError, match="step 12.*twice running.*engine: transformers"):
-        guard.on_log(None, SimpleNamespace(global_step=12, is_world_process_zero=True), None, {"sampling/logp_difference": 0.4})
+        guard.on_log(
+            None, SimpleNamespace(global_step=12, is_world_process_zero=True), None, {"sampling/logp_difference": 0.4}
+        )
 
 
 def test_a_run_logs_the_difference_and_it_is_small(tiny, tmp_path, monkeypatch):

@@ -108,25 +108,6 @@ def test_verbs_are_the_documented_ones():
     assert "{run,train,evaluate,publish,sweep,bench,doctor}" in shown
 
 
-def test_sweep_crosses_methods_seeds_and_settings(tmp_path):
-    path = tmp_path / "sweep.yaml"
-    path.write_text(
-        "profile: lab\nmethods: [gt, majority_voting]\nseeds: [0, 1]\nsettings:\n  learning_rate: [1e-4, 2.5e-4]\n  steps: [20]\n"
-    )
-    plan = pipeline.sweep_plan(path, root=tmp_path)
-    assert len(plan.configs) == 8 == len({c.run_name for c in plan.configs})
-    assert {c.learning_rate for c in plan.configs} == {1e-4, 2.5e-4} and {c.steps for c in plan.configs} == {20}
-    assert len(plan.jobs) == 16 and all(
-        str(plan.folder) in j.parameters["config"] for j in plan.jobs if j.name.startswith("03")
-    )
-    path.write_text("methods: [gt]\nlearning_rates: [1]\n")
-    with pytest.raises(ValueError, match="unknown key of a sweep file"):
-        pipeline.sweep_plan(path)
-    path.write_text("methods: [gt]\nsettings:\n  learning_rate: 1e-4\n")
-    with pytest.raises(ValueError, match="must be a list"):
-        pipeline.sweep_plan(path)
-
-
 def test_train_verb_trains_evaluates_and_then_has_nothing_to_do(tiny, tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(tiny("gt").to_yaml())

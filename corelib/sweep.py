@@ -1,0 +1,267 @@
+"""Sweeps: a question to the lab is a grid of runs; the queue executes them, two tables hold what came out.
+
+`QUESTIONS` are this project's own, asked on seeds on which nothing was tuned. A sweep file asks another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from corelib import pipeline, runs
+from corelib.alarm import SIGNALS, alarm, keep
+from corelib.alarm_study import collapse_step, smooth_accuracy
+from corelib.config import METHOD_NAMES, RunConfig, load_config, unknown
+
+REPORT = [10, 11, 12, 13, 14]  # seeds of every figure that is reported; the lab was tuned on seeds 0 to 4
+FEW = [10, 11]
+MAIN = ["gt", "majority_voting", "co_rewarding_i", "co_rewarding_ii"]
+
+# name -> what is asked, and its grids: `methods` x `seeds` x every combination of `settings`
+QUESTIONS: dict[str, dict] = {
+    "nine": {
+        "asks": "Which of the nine methods collapse?",
+        "grids": [{"methods": list(METHOD_NAMES), "seeds": REPORT}],
+    },
+    "views": {
+        "asks": "Is it the label from the other view, or the other view's data?",
+        "grids": [{"methods": ["majority_voting"], "seeds": REPORT, "settings": {"views": ["rephrased", "both"]}}],
+    },
+    "near_copy": {
+        "asks": "Are rewordings that are near copies why Co-rewarding-I fails?",
+        "grids": [
+            {
+                "methods": ["co_rewarding_i", "co_rewarding_iii"],
+                "seeds": REPORT,
+                "settings": {"rewording": ["near_copy"]},
+            }
+        ],
+    },
+    "learning_rate": {
+        "asks": "In which window of learning rates do the methods part?",
+        "grids": [
+            {
+                "methods": [*MAIN, "random"],
+                "seeds": FEW,
+                "settings": {"learning_rate": [1e-4, 1.75e-4, 3.5e-4]},
+            }
+        ],
+    },
+    "base": {
+        "asks": "Does another base model show the same?",
+        "grids": [{"methods": MAIN, "seeds": REPORT[:3], "settings": {"model": ["lab2"]}}],
+    },
+    "teacher": {
+        "asks": "How slow must the teacher of Co-rewarding-II be?",
+        "grids": [
+            {"methods": ["co_rewarding_ii"], "seeds": FEW, "settings": {"teacher_start": [0.002, 0.1, 0.5, 1.0]}}
+        ],
+    },
+    "horizon": {
+        "asks": "Does what is stable in 150 steps stay so in 300?",
+        "grids": [
+            {"methods": ["co_rewarding_i"], "seeds": FEW, "settings": {"steps": [300]}},
+            {  # 0.01 x 330/300: the same drift of the teacher
+                "methods": ["co_rewarding_ii"],
+                "seeds": FEW,
+                "settings": {"steps": [300], "teacher_start": [0.011]},
+            },
+        ],
+    },
+    "wrong_rewrites": {
+        "asks": "How many wrong rewrites do I and III bear?",
+        "grids": [
+            {
+                "methods": ["co_rewarding_i", "co_rewarding_iii"],
+                "seeds": FEW,
+                "settings": {"wrong_rewrites": [0.1, 0.2, 0.3]},
+            }
+        ],
+    },
+    "group": {
+        "asks": "Does a larger group, at equal rollouts a step, delay the collapse?",
+        "grids": [
+            {
+                "methods": ["majority_voting", "co_rewarding_i"],
+                "seeds": FEW,
+                "settings": {"rollouts": [rollouts], "prompts_per_step": [128 // rollouts]},
+            }
+            for rollouts in (4, 16)
+        ],
+    },
+    "kl": {
+        "asks": "Does a KL penalty prevent the collapse?",
+        "grids": [
+            {
+                "methods": ["majority_voting", "co_rewarding_i"],
+                "seeds": FEW,
+                "settings": {"beta": [0.005, 0.05]},
+            }
+        ],
+    },
+    "equality": {
+        "asks": "Does the released string equality change a vote in the lab?",
+        "grids": [{"methods": ["majority_voting"], "seeds": [10], "settings": {"answer_equality": ["released"]}}],
+    },
+}
+DEFAULT = ("nine",)
+
+SETTINGS = (
+    "views", "rewording", "learning_rate", "model", "teacher_start", "steps", "wrong_rewrites", "rollouts", "beta", "answer_equality",
+)  # fmt: skip
+COLUMNS = (
+    *SIGNALS, "answers/distinct_batch", "label/support", "label/missing", "label/top_share", "reward/std", "reward/zero_std",
+    "teacher/distance", "kl", "grad_norm", "gt/accuracy", "gt/accuracy_rephrased", "gt/label_accuracy",
+    "gt/policy_label_accuracy", "gt/teacher_label_accuracy", "gt/validation",
+)  # fmt: skip
+
+
+def read(path: str | Path) -> dict[str, list[RunConfig]]:
+    """A sweep file as {its name: configurations}: YAML with `profile`, `methods`, `seeds`, and `settings`, a mapping of
+    setting: list of values to cross. Raises ValueError for a missing file, unknown keys, settings or values.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"sweep file {path} does not exist; it is YAML with profile, methods, seeds, settings")
+    spec = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(spec, dict):
+        raise ValueError(f"sweep file {path} holds a {type(spec).__name__}; it must be a mapping of key: value")
+    return {path.stem: grid(spec)}
+
+
+def asked(names: Sequence[str]) -> dict[str, list[RunConfig]]:
+    """{question: configurations} of `QUESTIONS`. Raises ValueError for a name that is not one."""
+    for name in names:
+        if name not in QUESTIONS:
+            raise ValueError(unknown("question", name, QUESTIONS))
+    return {name: [config for part in QUESTIONS[name]["grids"] for config in grid(part)] for name in names}
+
+
+def grid(spec: Mapping) -> list[RunConfig]:
+    """Every combination of methods, seeds and settings. Raises ValueError, naming the valid ones, for what is unknown.
+
+    >>> [c.learning_rate for c in grid({"methods": ["gt"], "settings": {"learning_rate": [1e-4, 2e-4]}})]
+    [0.0001, 0.0002]
+    """
+    for key in spec:
+        if key not in ("profile", "methods", "seeds", "settings"):
+            raise ValueError(unknown("key of a sweep file", key, ("profile", "methods", "seeds", "settings")))
+    settings = spec.get("settings") or {}
+    for key, values in settings.items():
+        if not isinstance(values, list):
+            raise ValueError(f"settings: {key}: {values!r} must be a list of values, e.g. [{values!r}]")
+    methods = spec.get("methods", ["all"])
+    return [
+        load_config(spec.get("profile", "lab"), method=method, seed=seed, **dict(zip(settings, values, strict=True)))
+        for values in itertools.product(*settings.values())
+        for method in (METHOD_NAMES if methods == ["all"] else methods)
+        for seed in spec.get("seeds", [0])
+    ]
+
+
+def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None) -> pipeline.Plan:
+    """Notebook 03 once for every run of the questions, in their order; a run that two of them share is made once."""
+    root = root or runs.RUNS
+    configs = list({c.run_name: c for part in questions.values() for c in part}.values())
+    digest = hashlib.sha256(json.dumps([c.run_name for c in configs]).encode()).hexdigest()[:6]
+    folder = root / f"sweep-{digest}"
+    return pipeline.Plan(folder, [pipeline.training_job(c, folder, root) for c in configs], configs)
+
+
+def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str | Path = "", root: Path | None = None, say=print) -> int:  # fmt: skip
+    """Execute what is not done, then write sweep.csv and sweep.parquet; returns 0 when every run is done.
+
+    out: folder of the two files; default the sweep's own below `root`.
+    """
+    whole = plan(questions, root)
+    state = pipeline.execute_plan(whole, workers, say)
+    table, metrics = gather(questions, root)
+    if len(table):
+        write(table, metrics, Path(out or whole.folder))
+        show(table)
+        say(f"tables: {Path(out or whole.folder) / 'sweep.csv'}, sweep.parquet")
+    return pipeline.unfinished(state, say)
+
+
+def gather(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The finished runs of the questions: a row a run and question, and the runs' metrics, a row a step."""
+    root, rows, metrics = root or runs.RUNS, [], {}
+    for question, configs in questions.items():
+        for config in configs:
+            folder = root / config.run_name
+            if runs.read_status(folder).get("state") != "done":
+                continue
+            if config.run_name not in metrics:
+                metrics[config.run_name] = runs.load_metrics(folder)
+            rows.append({"question": question} | describe(config, metrics[config.run_name]))
+    long = [m.reindex(columns=["step", *COLUMNS]).assign(run=name) for name, m in metrics.items()]
+    return pd.DataFrame(rows), pd.concat(long, ignore_index=True) if long else pd.DataFrame()
+
+
+def describe(config: RunConfig, metrics: pd.DataFrame) -> dict:
+    """One run in a row: its settings, what became of it, and what the alarm said.
+
+    Accuracies are shares of the rollouts of the original view, means of ten steps; `held_out` is the last validation.
+    `collapse` and `alarm` are steps, nan for never.
+    """
+    smooth, found = smooth_accuracy(metrics), alarm(metrics)
+    fell = collapse_step(metrics)
+    return {
+        "run": config.run_name, "method": config.method, "seed": config.seed,
+        **{name: getattr(config, name) for name in SETTINGS},
+        "start": metrics.loc[metrics["step"].between(1, 3), "gt/accuracy"].mean(),
+        "peak": smooth.max(), "peak_step": smooth.idxmax(), "final": smooth.iloc[-1],
+        "held_out": metrics["gt/validation"].dropna().iloc[-1],
+        "reward_at_peak": metrics.set_index("step")["reward"].rolling(10).mean().get(smooth.idxmax()),
+        "reward": metrics["reward"].tail(10).mean(),
+        "label_accuracy": metrics["gt/label_accuracy"].tail(10).mean() if "gt/label_accuracy" in metrics else None,
+        "collapsed": fell is not None, "collapse": fell, "alarm": found.step, "kept": keep(metrics),
+        "tokens": int(metrics["tokens"].max()),
+    }  # fmt: skip
+
+
+def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path) -> None:
+    """sweep.csv and sweep.parquet; metrics as float32 rounded to four digits, so that a hundred runs stay small."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table.round(4).to_csv(folder / "sweep.csv", index=False)
+    small = metrics.astype({c: "float32" for c in COLUMNS} | {"step": "int16", "run": "category"}).round(4)
+    small.to_parquet(folder / "sweep.parquet", index=False, compression="zstd")
+
+
+def by_setting(table: pd.DataFrame) -> pd.DataFrame:
+    """Seeds together: one row a question, method and settings; means over seeds, and how many collapsed."""
+    groups = table.groupby(["question", "method", *SETTINGS], sort=False, dropna=False)
+    return groups.agg(
+        seeds=("seed", "size"), peak=("peak", "mean"), final=("final", "mean"), low=("final", "min"), high=("final", "max"),
+        held_out=("held_out", "mean"), reward=("reward", "mean"), collapsed=("collapsed", "sum"), alarmed=("alarm", "count"),
+    ).reset_index()  # fmt: skip
+
+
+def changed(row: Mapping) -> str:
+    """What a row of settings changes of the lab's profile: "learning_rate=0.0001", "" for nothing."""
+    usual = load_config("lab", method=row["method"])
+    return ", ".join(f"{name}={row[name]}" for name in SETTINGS if row[name] != getattr(usual, name))
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print the table, seeds together."""
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Table(title="accuracy of rollouts (mean of ten steps), mean over seeds; lowest and highest final")
+    for name in ("question", "method", "changed", "seeds", "peak", "final", "reward", "collapsed", "alarms"):
+        out.add_column(name, justify="left" if name in ("question", "method", "changed") else "right")
+    for r in by_setting(table).to_dict("records"):
+        out.add_row(
+            r["question"], r["method"], changed(r), str(r["seeds"]), f"{100 * r['peak']:.0f} %",
+            f"{100 * r['final']:.0f} % ({100 * r['low']:.0f} to {100 * r['high']:.0f})", f"{r['reward']:.3f}",
+            f"{r['collapsed']} of {r['seeds']}", f"{r['alarmed']} of {r['seeds']}",
+        )  # fmt: skip
+    Console(width=140).print(out)

@@ -1,0 +1,79 @@
+"""Sweeps: what a question runs, and what its tables say."""
+
+import pandas as pd
+import pytest
+
+from corelib import runs, sweep
+from corelib.__main__ import main
+from corelib.config import load_config
+
+
+def test_a_file_crosses_methods_seeds_and_settings(tmp_path):
+    path = tmp_path / "rate.yaml"
+    path.write_text(
+        "profile: lab\nmethods: [gt, majority_voting]\nseeds: [0, 1]\nsettings:\n  learning_rate: [1e-4, 2.5e-4]\n  steps: [20]\n"
+    )
+    questions = sweep.read(path)
+    plan = sweep.plan(questions, tmp_path)
+    assert list(questions) == ["rate"] and len(plan.configs) == 8 == len({c.run_name for c in plan.configs})
+    assert {c.learning_rate for c in plan.configs} == {1e-4, 2.5e-4} and {c.steps for c in plan.configs} == {20}
+    assert len(plan.jobs) == 8 and all(str(plan.folder) in job.parameters["config"] for job in plan.jobs)
+    for text, word in (
+        ("methods: [gt]\nlearning_rates: [1]\n", "unknown key of a sweep file 'learning_rates'"),
+        ("methods: [gt]\nsettings:\n  learning_rate: 1e-4\n", "must be a list"),
+        ("methods: [gtt]\n", "did you mean 'gt'"),
+        ("- gt\n", "must be a mapping"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=word):
+            sweep.read(path)
+
+
+def test_the_projects_own_questions_share_their_runs():
+    questions = sweep.asked(list(sweep.QUESTIONS))
+    assert {c.method for c in questions["nine"]} == set(sweep.METHOD_NAMES) and len(questions["nine"]) == 45
+    assert all(c.seed >= 10 for part in questions.values() for c in part)  # tuned on 0 to 4
+    names = [c.run_name for part in questions.values() for c in part]
+    assert len(names) == len(set(names))
+    # what a question varies is the only thing that differs from the runs it is compared with
+    usual = {c.method: c.to_dict() for c in questions["nine"]}
+    for config in questions["near_copy"]:
+        differs = {k for k, v in config.to_dict().items() if usual[config.method][k] != v}
+        assert differs <= {"rewording", "seed"}
+    assert {c.prompts_per_step * c.rollouts for c in questions["group"]} == {128}
+    with pytest.raises(ValueError, match="did you mean 'near_copy'"):
+        sweep.asked(["near_copies"])
+
+
+def test_tables_of_finished_runs(tmp_path, capsys):
+    """Accuracy .8 for 40 steps, then .1: peak .8, final .1, collapsed at the first mean of ten below .4."""
+    config = load_config("lab", method="majority_voting", seed=10)
+    folder = tmp_path / config.run_name
+    folder.mkdir()
+    for step in range(1, 61):
+        accuracy = 0.8 if step <= 40 else 0.1
+        runs.append_metrics(folder, {"step": step, "reward": 0.01 * step, "answers/support": 0.5, "gt/accuracy": accuracy, "gt/validation": accuracy, "gt/label_accuracy": 0.25, "tokens": 100 * step})  # fmt: skip
+    questions = {"nine": [config, load_config("lab", method="gt", seed=10)]}
+    runs.write_status(folder, "running")
+    assert len(sweep.gather(questions, tmp_path)[0]) == 0
+    runs.write_status(folder, "done")
+    table, metrics = sweep.gather(questions, tmp_path)
+    (row,) = table.to_dict("records")
+    assert row["peak"] == pytest.approx(0.8) and row["final"] == pytest.approx(0.1) == row["held_out"]
+    assert row["collapse"] == 46  # means: 45 -> .45, 46 -> .38
+    assert row["reward"] == pytest.approx(0.555) and row["tokens"] == 6000 and row["label_accuracy"] == 0.25
+    sweep.write(table, metrics, tmp_path / "out")
+    again = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
+    assert len(again) == 60 and again["gt/accuracy"].iloc[-1] == pytest.approx(0.1, abs=1e-4)
+    assert pd.read_csv(tmp_path / "out" / "sweep.csv")["collapse"].tolist() == [46]
+    sweep.show(table)
+    assert "1 of 1" in capsys.readouterr().out
+    assert sweep.changed(row) == "" and sweep.changed(row | {"learning_rate": 1e-4}) == "learning_rate=0.0001"
+
+
+def test_the_verb_names_what_it_would_run(capsys):
+    assert main(["sweep", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("45 notebooks, 2 at a time")
+    assert main(["sweep", "--only", "equality", "--dry-run"]) == 0 and "released" not in capsys.readouterr().err
+    assert main(["sweep", "absent.yaml"]) == 2 and "does not exist" in capsys.readouterr().err
+    assert main(["sweep", "absent.yaml", "--full"]) == 2 and "--only, or --full" in capsys.readouterr().err
