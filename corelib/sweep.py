@@ -184,9 +184,12 @@ def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str
     state = pipeline.execute_plan(whole, workers, say)
     table, metrics = gather(questions, root)
     if len(table):
-        write(table, metrics, Path(out or whole.folder))
+        folder = Path(out or whole.folder)
+        write(table, metrics, folder)
+        if len(shown := rollouts(questions, root)):
+            shown.to_parquet(folder / "sweep_rollouts.parquet", index=False, compression="zstd")
         show(table)
-        say(f"tables: {Path(out or whole.folder) / 'sweep.csv'}, sweep.parquet")
+        say(f"tables: {folder / 'sweep.csv'}, sweep.parquet")
     return pipeline.unfinished(state, say)
 
 
@@ -211,20 +214,38 @@ def describe(config: RunConfig, metrics: pd.DataFrame) -> dict:
     Accuracies are shares of the rollouts of the original view, means of ten steps; `held_out` is the last validation.
     `collapse` and `alarm` are steps, nan for never.
     """
-    smooth, found = smooth_accuracy(metrics), alarm(metrics)
-    fell = collapse_step(metrics)
+    smooth, found, fell = smooth_accuracy(metrics), alarm(metrics), collapse_step(metrics)
+    peak_step = smooth.idxmax() if smooth.notna().any() else None  # a run shorter than the window has no mean
     return {
         "run": config.run_name, "method": config.method, "seed": config.seed,
         **{name: getattr(config, name) for name in SETTINGS},
         "start": metrics.loc[metrics["step"].between(1, 3), "gt/accuracy"].mean(),
-        "peak": smooth.max(), "peak_step": smooth.idxmax(), "final": smooth.iloc[-1],
+        "peak": smooth.max(), "peak_step": peak_step, "final": smooth.iloc[-1],
         "held_out": metrics["gt/validation"].dropna().iloc[-1],
-        "reward_at_peak": metrics.set_index("step")["reward"].rolling(10).mean().get(smooth.idxmax()),
+        "reward_at_peak": metrics.set_index("step")["reward"].rolling(10).mean().get(peak_step),
         "reward": metrics["reward"].tail(10).mean(),
         "label_accuracy": metrics["gt/label_accuracy"].tail(10).mean() if "gt/label_accuracy" in metrics else None,
         "collapsed": fell is not None, "collapse": fell, "alarm": found.step, "kept": keep(metrics),
         "tokens": int(metrics["tokens"].max()),
     }  # fmt: skip
+
+
+def rollouts(
+    questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None, seed: int = REPORT[0]
+) -> pd.DataFrame:
+    """Stored rollouts of one seed of the nine methods for a case study: the first stored step, the one nearest to the
+    peak, the last; columns of `corelib.runs.load_completions` and `method`. Empty where none of these runs is done.
+    """
+    root, parts = root or runs.RUNS, []
+    for config in questions.get("nine", ()):
+        folder = root / config.run_name
+        if config.seed != seed or runs.read_status(folder).get("state") != "done":
+            continue
+        stored = runs.load_completions(folder)
+        there, peak = sorted(set(stored["step"])), smooth_accuracy(runs.load_metrics(folder)).idxmax()
+        steps = {there[0], min(there, key=lambda step: abs(step - peak)), there[-1]}
+        parts.append(stored[stored["step"].isin(steps)].assign(method=config.method))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path) -> None:
