@@ -324,7 +324,7 @@ PROFILES: dict[str, dict] = {
         "lora_alpha": 64,
         "learning_rate": 3e-5,  # ten times full fine-tuning's: Schulman et al., LoRA Without Regret (2025)
         "micro_batch": 4,
-        "vllm_memory": 0.45,
+        "vllm_memory": 0.5,
         "gpus": 1,
     },
     # The paper's table 9: train on the test's own questions, without their answers (section 5.3)

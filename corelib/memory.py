@@ -51,7 +51,8 @@ CHECKPOINTS, WEIGHTS = 3, 3  # corelib.saving.require_space: two and the one bei
 # Allowances, GiB: derived from nothing, and not measured
 CONTEXT = 1.0  # CUDA context, kernels, cuBLAS workspaces
 NCCL = 0.5  # communication buffers, from two GPUs on
-VLLM_WORK = 1.5  # inside vLLM's share: its activations of 4,096 tokens, and logits of the sequences in flight
+VLLM_WORK = 1.0  # inside vLLM's share: its activations of 4,096 tokens
+SAMPLER = 4  # fp32 tensors as large as the logits of the sequences in flight: logits, scaled, probabilities, a draw
 VLLM_GRAPHS = 1.0  # beside its share, and kept while it sleeps: CUDA graphs
 FRAGMENTATION = 0.05  # of all that PyTorch's allocator holds
 PROCESS = 5.0  # host memory of a training process on a GPU: Python, CUDA and vLLM libraries, data
@@ -109,7 +110,8 @@ def plan(config: RunConfig, gpus: int, gib: float, cpu: bool = False) -> Plan:
     a, rollouts = of_model(config.model), _rollouts(config, gpus)
     fsdp = gpus > 1 and config.sharding == "fsdp2" and not cpu
     mode = dtype_mode(config, fsdp)
-    rows = [*_states(config, a, gpus, fsdp, mode), *_engine(config, a, gib, mode, rollouts)]
+    cache = _vllm_cache(config, a, gib, rollouts) if config.engine == "vllm" else 0.0
+    rows = [*_states(config, a, gpus, fsdp, mode), *_engine(config, a, mode, rollouts, cache)]
     rows += _update(config, a, mode, min(config.micro_batch, rollouts), gpus if fsdp else 1, cpu)
     if cpu:
         rows.append(_row("Python and libraries (allowance)", LIBRARIES * GIB))
@@ -118,7 +120,7 @@ def plan(config: RunConfig, gpus: int, gib: float, cpu: bool = False) -> Plan:
         rows.append(_row(f"fragmentation, {FRAGMENTATION:.0%} (allowance)", 0, **torch))
         rows.append(_row("CUDA context, NCCL (allowance)", (CONTEXT + (NCCL if gpus > 1 else 0)) * GIB))
     rows = [row for row in rows if any(row[phase] for phase in PHASES)]
-    sequences = _sequences(config, a, gib, rollouts)
+    sequences = _sequences(config, a, rollouts, cache)
     sums = {phase: sum(row[phase] for row in rows) for phase in PHASES}
     phase = max(sums, key=sums.get)
     problem = f"{sums[phase] - gib:.1f} GiB too much in phase {phase}" if sums[phase] > gib else ""
@@ -176,14 +178,15 @@ def _states(config: RunConfig, a: Architecture, gpus: int, fsdp: bool, mode: str
             yield _row("weight sync: the largest tensor", (e if lora else 4) * a.head, "rollouts")
 
 
-def _engine(config: RunConfig, a: Architecture, gib: float, mode: str, rollouts: int) -> Iterator[dict]:
+def _engine(config: RunConfig, a: Architecture, mode: str, rollouts: int, cache: float) -> Iterator[dict]:
     """What generates rollouts; validation uses the same."""
     length = config.max_prompt_tokens + config.max_completion_tokens
     if config.engine == "vllm":
         held = ("rollouts",) if config.vllm_sleep else ()
         yield _row("vLLM: weights, bf16", 2 * a.parameters / config.vllm_tensor_parallel, *held)
-        yield _row("vLLM: KV cache", _vllm_cache(config, a, gib), *held)
-        yield _row("vLLM: activations, logits (allowance)", VLLM_WORK * GIB, *held)
+        yield _row("vLLM: KV cache", cache, *held)
+        yield _row("vLLM: sampler", _sampler(config, a, rollouts), *held)
+        yield _row("vLLM: activations (allowance)", VLLM_WORK * GIB, *held)
         yield _row("vLLM: CUDA graphs (allowance)", VLLM_GRAPHS * GIB)
     elif config.engine == "transformers":
         batch = _batch(config, rollouts)
@@ -191,24 +194,29 @@ def _engine(config: RunConfig, a: Architecture, gib: float, mode: str, rollouts:
         yield _row("logits of the next token", 3 * 4 * a.vocab * batch, "rollouts")  # fp32, probabilities, a draw
 
 
-def _vllm_cache(config: RunConfig, a: Architecture, gib: float) -> float:
-    """Bytes of vLLM's KV cache: what its share of the GPU leaves beside weights and activations."""
+def _sampler(config: RunConfig, a: Architecture, rollouts: int) -> float:
+    """Bytes that vLLM's sampler takes: TRL lets a whole step's rollouts be in flight (its `max_num_seqs`)."""
+    return SAMPLER * 4 * a.vocab * rollouts * config.vllm_tensor_parallel
+
+
+def _vllm_cache(config: RunConfig, a: Architecture, gib: float, rollouts: int) -> float:
+    """Bytes of vLLM's KV cache: what its share of the GPU leaves beside weights, activations and sampler."""
     weights = 2 * a.parameters / config.vllm_tensor_parallel
-    return max(config.vllm_memory * gib * GIB - weights - VLLM_WORK * GIB, 0)
+    return max(config.vllm_memory * gib * GIB - weights - VLLM_WORK * GIB - _sampler(config, a, rollouts), 0)
 
 
 def _batch(config: RunConfig, rollouts: int) -> int:
     return max(1, min(rollouts, GENERATE_TOKENS // (config.max_prompt_tokens + config.max_completion_tokens)))
 
 
-def _sequences(config: RunConfig, a: Architecture, gib: float, rollouts: int) -> int | None:
+def _sequences(config: RunConfig, a: Architecture, rollouts: int, cache: float) -> int | None:
     """Sequences of full length that a GPU's KV cache holds at once."""
     if config.engine == "transformers":
         return _batch(config, rollouts)
     if config.engine != "vllm":
         return None
     length = config.max_prompt_tokens + config.max_completion_tokens
-    return int(_vllm_cache(config, a, gib) / (kv_bytes(a, "bf16") * length))
+    return int(cache / (kv_bytes(a, "bf16") * length))
 
 
 def _update(config: RunConfig, a: Architecture, mode: str, micro: int, shards: int, cpu: bool) -> Iterator[dict]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from corelib import launch, processes, runs
 from corelib.__main__ import main
-from corelib.config import LAB_BASE, ROOT, load_config
+from corelib.config import LAB_BASES, ROOT, load_config
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -60,7 +60,7 @@ def test_every_key_of_fsdp2_reaches_the_plugin(tmp_path, monkeypatch):
 def test_model_names_its_layer_class():
     from transformers import AutoModelForCausalLM
 
-    assert set(AutoModelForCausalLM.from_pretrained(LAB_BASE)._no_split_modules) == {"Qwen3DecoderLayer"}
+    assert set(AutoModelForCausalLM.from_pretrained(LAB_BASES["lab"])._no_split_modules) == {"Qwen3DecoderLayer"}
 
 
 def test_outputs_and_gradients_stay_in_fp32_under_bf16(tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def torchrun(ranks: int, *command) -> None:
 
 def relative_gap(a: Path, b: Path) -> float:
     """Euclidean distance of two runs' weights over the distance that they moved from the base model."""
-    a, b, base = load_file(a), load_file(b), load_file(LAB_BASE / "model.safetensors")
+    a, b, base = load_file(a), load_file(b), load_file(LAB_BASES["lab"] / "model.safetensors")
     names = [name for name in base if name in a]  # a tied head is stored once or twice
     gap, moved = (sum((x[n].double() - y[n].double()).square().sum() for n in names) for x, y in ((a, b), (a, base)))
     assert moved > 0

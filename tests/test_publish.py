@@ -24,7 +24,7 @@ from transformers import (  # fmt: skip
 
 from corelib import card, card_scores, evaluate_run, publish, runs, saving, train
 from corelib.__main__ import main
-from corelib.config import LAB_BASE, ROOT, load_config
+from corelib.config import LAB_BASES, ROOT, load_config
 from corelib.rewards import METHODS
 
 from .test_backbones import CHATML
@@ -156,7 +156,7 @@ def test_merged_adapters_say_what_the_adapters_said(lora, tmp_path):
     out = publish.export(lora, tmp_path / "merged", "final")
     adapter = logits(lora / "final")  # peft beside the base model
     assert torch.allclose(logits(out), adapter, atol=1e-5)
-    assert (adapter - logits(LAB_BASE)).abs().max() > 1e-2  # they do something
+    assert (adapter - logits(LAB_BASES["lab"])).abs().max() > 1e-2  # they do something
     assert not list(out.glob("adapter*")) and b"ref" not in {k.encode() for k in _keys(out / "model.safetensors")}
     assert "LoRA adapters are merged" in (out / "README.md").read_text()
 

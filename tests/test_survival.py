@@ -701,9 +701,9 @@ def test_models_that_are_pickles_are_refused(tmp_path, tiny):
 
 def test_evaluation_refuses_pickles_too(tmp_path):
     from corelib import models
-    from corelib.config import LAB_BASE
+    from corelib.config import LAB_BASES["lab"]
 
-    shutil.copytree(LAB_BASE, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(LAB_BASES["lab"], tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
     with pytest.raises(ValueError, match="holds its weights as pytorch_model.bin, a pickle"):
