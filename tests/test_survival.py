@@ -701,7 +701,7 @@ def test_models_that_are_pickles_are_refused(tmp_path, tiny):
 
 def test_evaluation_refuses_pickles_too(tmp_path):
     from corelib import models
-    from corelib.config import LAB_BASES["lab"]
+    from corelib.config import LAB_BASES
 
     shutil.copytree(LAB_BASES["lab"], tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
