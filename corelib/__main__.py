@@ -59,6 +59,9 @@ def main(argv=None) -> int:
     p.add_argument("--out", default="", help="folder of the model's answers (default: below outputs/evaluations)")
     p.add_argument("--dry-run", action="store_true", help="print what would be drawn")
     p.add_argument("--compare", nargs=2, default=(), metavar=("A", "B"), help="two such folders, paired per question")
+    p.add_argument(
+        "--over-seeds", nargs="+", default=(), metavar="FOLDER", help="such folders of runs that differ by their seed: one mean, errors of seeds and of questions"
+    )  # fmt: skip
 
     p = verbs.add_parser(
         "publish", help="export a checkpoint with its model card; upload it when asked", allow_abbrev=False
@@ -219,9 +222,14 @@ def evaluate(args) -> int:
     from corelib.evaluate import evaluate_model
     from corelib.models import identify
 
+    if (args.compare or args.over_seeds) and (args.run or args.model or args.benchmarks):
+        raise ValueError("--compare and --over-seeds read folders that hold answers; they take no run, --model or --benchmarks")  # fmt: skip
+    if args.over_seeds:
+        if len(args.over_seeds) < 2:
+            raise ValueError("--over-seeds needs at least two folders")
+        report.show_seeds(report.over_seeds(args.over_seeds), len(args.over_seeds))
+        return 0
     if args.compare:
-        if args.run or args.model or args.benchmarks:
-            raise ValueError("--compare reads two folders that hold answers; it takes no run, --model or --benchmarks")
         report.show_comparison(report.compare(*args.compare), *args.compare)
         return 0
     if bool(args.run) == bool(args.model):

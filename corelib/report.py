@@ -200,11 +200,34 @@ def compare(a: str | Path, b: str | Path) -> pd.DataFrame:
     return frame.set_index("benchmark")
 
 
-def over_seeds(folders: Sequence[str | Path], benchmark: str) -> SeedsAndQuestions:
-    """One mean over the evaluations of runs that differ by their seed, its error split into seeds and questions."""
-    tables = [load_answers(f, benchmark, texts=False).groupby("id")["right"].mean() for f in folders]
-    both = pd.concat(tables, axis=1, join="inner")
-    return seeds_and_questions(both.T.to_numpy())
+def over_seeds(folders: Sequence[str | Path]) -> dict[str, SeedsAndQuestions]:
+    """Evaluations of runs that differ by their seed: one mean a benchmark, its error split into seeds and questions.
+
+    Raises RuntimeError where the folders share no benchmark, ValueError where they share fewer than two questions of one.
+    """
+    shared = [set(read_evaluation(folder)["benchmarks"]) for folder in folders]
+    if not (names := sorted(set.intersection(*shared))):
+        raise RuntimeError(f"{', '.join(map(str, folders))} share no benchmark")
+    made = {}
+    for name in names:
+        tables = [load_answers(f, name, texts=False).groupby("id")["right"].mean() for f in folders]
+        made[name] = seeds_and_questions(pd.concat(tables, axis=1, join="inner").T.to_numpy())
+    return made
+
+
+def show_seeds(made: dict[str, SeedsAndQuestions], seeds: int) -> None:
+    """Print means over seeds, with the interval for each of the three questions one may ask."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = Table(title=f"mean of {seeds} runs, 95 % intervals")
+    for name in ("benchmark", "mean", "these runs, other questions", "other seeds, these questions", "other seeds, other questions", "sd of seeds", "sd of questions"):  # fmt: skip
+        out.add_column(name, justify="left" if name == "benchmark" else "right")
+    for name, s in made.items():
+        intervals = [f"{100 * e.low:.1f} to {100 * e.high:.1f}" for e in (s.same_seeds, s.same_questions, s.both)]
+        out.add_row(escape(name), f"{100 * s.mean:.1f} %", *intervals, f"{100 * s.seed_sd:.1f}", f"{100 * s.question_sd:.1f}")  # fmt: skip
+    Console(width=170).print(out)
 
 
 def show(evaluation: dict, config: RunConfig | None = None) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from corelib import evaluate, generate, lab, models, report, runs, stored, train
+from corelib import evaluate, generate, lab, models, report, runs, stats, stored, train
 from corelib.benchmark_base import Verdict
 from corelib.config import load_config
 from corelib.evaluate_run import checkpoint_of, evaluate_run
@@ -353,6 +353,11 @@ def test_comparison_is_paired_on_common_questions(tmp_path):
     )
     assert got["p"] == got["p_mcnemar"] == got["p_holm"] == 0.5  # 2 of 4 sign patterns are as extreme
     assert got["note"] == "k differs; 1 questions of one model only"
+    split = report.over_seeds([tmp_path / "a", tmp_path / "b"])["b"]  # ten questions in common: .8 and .6
+    assert split.mean == pytest.approx(0.7) and split.same_questions.samples == 2
+    assert split == stats.seeds_and_questions(
+        [[float(i < 8) for i in range(10)], [float(1 < i < 8) for i in range(10)]]
+    )
     store("a", {0: [True, False]}, "c")
     store("b", {0: [True, True]}, "c")
     assert report.compare(tmp_path / "a", tmp_path / "b").loc["b", "p_holm"] == 1.0  # two benchmarks were looked at
@@ -480,6 +485,10 @@ def test_command_line(tmp_path, capsys):
     main([*common[:-1], "0.9", "--out", str(tmp_path / "b")])
     assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert "temperature differs" in capsys.readouterr().out
+    assert main(["evaluate", "--over-seeds", str(tmp_path / "a"), str(tmp_path / "a")]) == 0
+    assert "mean of 2 runs" in capsys.readouterr().out
+    assert main(["evaluate", "--over-seeds", str(tmp_path / "a")]) == 2 and "two folders" in capsys.readouterr().err
+    assert main(["evaluate", "--model", "lab", "--over-seeds", "a", "b"]) == 2
 
 
 # --- what a completion or a kill may not cost
