@@ -115,7 +115,7 @@ SETTINGS = (
     "views", "rewording", "learning_rate", "model", "teacher_start", "steps", "wrong_rewrites", "rollouts", "beta", "answer_equality",
 )  # fmt: skip
 COLUMNS = (
-    *SIGNALS, "answers/distinct_batch", "label/support", "label/missing", "label/top_share", "reward/std", "reward/zero_std",
+    *SIGNALS, "reward", "answers/support", "length/mean", "length/clipped", "views/agreement", "answers/distinct_batch", "label/support", "label/missing", "label/top_share", "reward/std", "reward/zero_std",
     "teacher/distance", "kl", "grad_norm", "gt/accuracy", "gt/accuracy_rephrased", "gt/label_accuracy",
     "gt/policy_label_accuracy", "gt/teacher_label_accuracy", "gt/validation",
 )  # fmt: skip
@@ -167,9 +167,9 @@ def grid(spec: Mapping) -> list[RunConfig]:
 
 
 def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None) -> pipeline.Plan:
-    """Notebook 03 once for every run of the questions, in their order; a run that two of them share is made once."""
+    """Notebook 03 once for every run of the questions; one seed of everything comes before two of anything."""
     root = root or runs.RUNS
-    configs = list({c.run_name: c for part in questions.values() for c in part}.values())
+    configs = sorted({c.run_name: c for part in questions.values() for c in part}.values(), key=lambda c: c.seed)
     digest = hashlib.sha256(json.dumps([c.run_name for c in configs]).encode()).hexdigest()[:6]
     folder = root / f"sweep-{digest}"
     return pipeline.Plan(folder, [pipeline.training_job(c, folder, root) for c in configs], configs)
