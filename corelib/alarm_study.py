@@ -1,4 +1,7 @@
-"""How good the alarm is, against the truth that it does not see; ROC data, and what each of its constants buys."""
+"""How good the alarm is, against the truth that it does not see; ROC data, and what each of its constants buys.
+
+Runs come as name -> metrics, or as one long table with a column `run`, such as `outputs/reference/sweep.parquet`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,24 @@ from dataclasses import replace
 
 import pandas as pd
 
-from corelib.alarm import RULE, Rule, alarm, evidence, first_held, keep
+from corelib.alarm import RULE, Rule, alarm, evidence, first_fired, keep
 from corelib.stats import wilson
 
 WINDOW = 10  # steps of the running mean by which accuracy is judged
+GOOD = 0.95  # share of the best accuracy that a kept checkpoint should have; the issue's aim
+
+Runs = Mapping[str, pd.DataFrame] | pd.DataFrame
+
+
+def by_run(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Metrics by run. Raises ValueError for no runs, or a table without a column `run`."""
+    if isinstance(runs, pd.DataFrame):
+        if "run" not in runs:
+            raise ValueError("this table has no column `run`; several runs need one to be told apart")
+        runs = {str(name): part for name, part in runs.groupby("run", sort=False, observed=True)}
+    if not runs:
+        raise ValueError("no runs; the alarm's evaluation needs at least one")
+    return dict(runs)
 
 
 def smooth_accuracy(metrics: pd.DataFrame, window: int = WINDOW) -> pd.Series:
@@ -28,45 +45,52 @@ def collapse_step(metrics: pd.DataFrame, window: int = WINDOW) -> int | None:
     return int(low.idxmax()) if low.any() else None
 
 
-def judge_runs(runs: Mapping[str, pd.DataFrame], rule: Rule = RULE, scale: float = 1.0) -> pd.DataFrame:
+def accuracy_at(metrics: pd.DataFrame, step: int) -> float:
+    """Accuracy around a step over the run's best: ten-step means of the rollouts; at the ends the nearest ten steps."""
+    smooth = smooth_accuracy(metrics).dropna()
+    if smooth.empty:
+        return float("nan")
+    return float(smooth.iloc[abs(smooth.index - (step + WINDOW // 2)).argmin()] / smooth.max())
+
+
+def judge_runs(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFrame:
     """The alarm on every run, a row a run.
 
     `collapse` and `alarm` are steps (nan for never), `lead` their difference (positive: warned before), `failure`
-    "missed", "false alarm", "late" or "". `kept`: step of `alarm.keep`; `kept_share`: accuracy there over the best
-    running mean, both over ten steps.
+    "missed", "false alarm", "late" or "". `kept`: step of `alarm.keep`; `labelled`: the step that the labelled validation
+    would keep (nan without one); `kept_share` and `labelled_share`: `accuracy_at` these, on rollouts that neither saw.
     """
     rows = []
-    for name, metrics in runs.items():
+    for name, metrics in by_run(runs).items():
         fell, said = collapse_step(metrics), alarm(metrics, rule, scale)
-        smooth, kept = smooth_accuracy(metrics), keep(metrics, rule=rule, scale=scale)
+        kept = keep(metrics, rule=rule, scale=scale)
         lead = fell - said.step if fell is not None and said.step is not None else float("nan")
-        failure = (
-            ("missed" if said.step is None else "late" if lead < 0 else "")
-            if fell is not None
-            else ("false alarm" if said.step is not None else "")
-        )
-        # The ten steps around the one kept; at the ends of the run the nearest ten
-        at = smooth.dropna().index
-        near = smooth[at[abs(at - (kept + WINDOW // 2)).argmin()]] if len(at) else float("nan")
+        if fell is None:
+            failure = "" if said.step is None else "false alarm"
+        else:
+            failure = "missed" if said.step is None else "late" if lead < 0 else ""
+        valid = metrics.dropna(subset="gt/validation") if "gt/validation" in metrics else metrics.iloc[:0]
+        labelled = valid.loc[valid["gt/validation"].idxmax(), "step"] if len(valid) else float("nan")
         rows.append(
             {
                 "run": name, "steps": int(metrics["step"].max()), "collapse": fell, "alarm": said.step, "lead": lead,
-                "failure": failure, "kept": kept, "kept_share": near / smooth.max(), "reasons": "; ".join(said.reasons),
+                "failure": failure, "kept": kept, "kept_share": accuracy_at(metrics, kept), "labelled": labelled,
+                "labelled_share": accuracy_at(metrics, labelled) if len(valid) else float("nan"),
+                "reasons": "; ".join(said.reasons),
             }
         )  # fmt: skip
     return pd.DataFrame(rows).astype({"collapse": float, "alarm": float})
 
 
-def evaluate_alarm(runs: Mapping[str, pd.DataFrame], rule: Rule = RULE, scale: float = 1.0) -> pd.DataFrame:
+def evaluate_alarm(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFrame:
     """How good the alarm is: counts with 95 % Wilson intervals, leads, the checkpoint kept; a row a measure.
 
     Columns count, of, share, low, high, median, note. Rows: detected (among collapsed runs), in time (before accuracy is
-    below half its peak), false alarms (among the others), lead (median, steps), kept (median of accuracy kept over the
-    best). `note` lists the failures. Runs are taken as independent; the same seed run twice is not. Raises ValueError for
-    no runs.
+    below half its peak), false alarms (among the others), lead (steps), kept (count: runs whose kept checkpoint has
+    `GOOD` of the best accuracy; median of that share), labelled (the same for the labelled validation's choice). `note`
+    lists the failures, or the range and quartiles. Runs are taken as independent; the same seed run twice is not. Raises
+    ValueError for no runs.
     """
-    if not runs:
-        raise ValueError("no runs; the alarm's evaluation needs at least one")
     table = judge_runs(runs, rule, scale)
     fell = table["collapse"].notna()
     rows = {}
@@ -75,43 +99,48 @@ def evaluate_alarm(runs: Mapping[str, pd.DataFrame], rule: Rule = RULE, scale: f
         ("in time", fell, table["lead"] >= 0, "late"),
         ("false alarms", ~fell, table["alarm"].notna(), "false alarm"),
     ):
-        rows[name] = _share(int((among & hit).sum()), int(among.sum()))
-        rows[name]["note"] = ", ".join(table.loc[table["failure"] == wrong, "run"])
-    leads = table["lead"].dropna()
-    rows["lead"] = {"of": len(leads), "median": leads.median(), "note": f"{leads.min():g} to {leads.max():g} steps" if len(leads) else ""}  # fmt: skip
-    good = table["kept_share"]
-    rows["kept"] = _share(int((good >= 0.95).sum()), len(good)) | {
-        "median": good.median(),
-        "note": "below 0.95: " + ", ".join(f"{r.run} {r.kept_share:.2f}" for r in table[good < 0.95].itertuples()),
-    }
+        rows[name] = _share(among & hit, among) | {"note": ", ".join(table.loc[table["failure"] == wrong, "run"])}
+    rows["lead"] = {"of": int(table["lead"].count()), **_spread(table["lead"])}
+    for name in ("kept", "labelled"):
+        share = table[f"{name}_share"]
+        rows[name] = _share(share >= GOOD, share.notna()) | _spread(share)
     return pd.DataFrame.from_dict(rows, orient="index").reindex(
         columns=["count", "of", "share", "low", "high", "median", "note"]
     )
 
 
-def _share(count: int, of: int) -> dict:
+def _share(hits: pd.Series, among: pd.Series) -> dict:
+    count, of = int(hits.sum()), int(among.sum())
     if not of:
         return {"count": count, "of": 0}
     w = wilson(count, of)
     return {"count": count, "of": of, "share": w.mean, "low": w.low, "high": w.high}
 
 
-def roc(runs: Mapping[str, pd.DataFrame], scales: Sequence[float] | None = None, rule: Rule = RULE) -> pd.DataFrame:
+def _spread(values: pd.Series) -> dict:
+    if not values.count():
+        return {"note": ""}
+    low, q1, median, q3, high = (float(values.quantile(q)) for q in (0, 0.25, 0.5, 0.75, 1))
+    return {"median": median, "note": f"{low:.3g} to {high:.3g}, middle half {q1:.3g} to {q3:.3g}"}
+
+
+def roc(runs: Runs, scales: Sequence[float] | None = None, rule: Rule = RULE) -> pd.DataFrame:
     """Detection, detection in time, and false alarms as `scale` sweeps from nervous to deaf: a row a scale, shares."""
     scales = [0.1 * i for i in range(1, 31)] if scales is None else scales
+    runs = by_run(runs)
     fell = {name: collapse_step(m) for name, m in runs.items()}
     strength = {name: evidence(m, rule) for name, m in runs.items()}
-    steps = {name: [first_held(e, rule, x)[0] for x in scales] for name, e in strength.items()}
     bad, good = [n for n in runs if fell[n] is not None], [n for n in runs if fell[n] is None]
     rows = []
-    for i, scale in enumerate(scales):
-        caught = [n for n in bad if steps[n][i] is not None]
+    for scale in scales:
+        steps = {name: first_fired(e, scale)[0] for name, e in strength.items()}
+        caught = [n for n in bad if steps[n] is not None]
         rows.append(
             {
                 "scale": scale,
                 "detected": len(caught) / len(bad) if bad else float("nan"),
-                "in_time": sum(steps[n][i] <= fell[n] for n in caught) / len(bad) if bad else float("nan"),
-                "false_alarms": sum(steps[n][i] is not None for n in good) / len(good) if good else float("nan"),
+                "in_time": sum(steps[n] <= fell[n] for n in caught) / len(bad) if bad else float("nan"),
+                "false_alarms": sum(steps[n] is not None for n in good) / len(good) if good else float("nan"),
                 "collapsed": len(bad),
                 "stable": len(good),
             }
@@ -119,9 +148,7 @@ def roc(runs: Mapping[str, pd.DataFrame], scales: Sequence[float] | None = None,
     return pd.DataFrame(rows)
 
 
-def sensitivity(
-    runs: Mapping[str, pd.DataFrame], name: str, values: Sequence[float], rule: Rule = RULE
-) -> pd.DataFrame:
+def sensitivity(runs: Runs, name: str, values: Sequence[float], rule: Rule = RULE) -> pd.DataFrame:
     """What one constant of `Rule` buys: detected, in time, false alarms, median lead and accuracy kept, a row a value.
 
     To retune: call this for each field on runs set apart for tuning, choose the middle of the widest range of values that

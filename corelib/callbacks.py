@@ -13,10 +13,9 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
-from corelib import evaluate, runs, saving
+from corelib import evaluate, probe, runs, saving
 from corelib.answers import extract, vote
 from corelib.config import RunConfig
-from corelib.diagnostics import kept_share
 from corelib.engine import policy_texts
 
 RENAME = {
@@ -227,15 +226,13 @@ class Validate(TrainerCallback):
         return found.label, found.support
 
     def _probe(self, step: int, voted: list[tuple[int, str | None, float]]) -> dict[str, float]:
-        """`probe/kept`, without labels: how many of the base model's own sure answers the policy still gives."""
-        place = self.folder / "probe.json"  # the votes of every validation, by step
-        votes = runs.read_json(place) or {}
-        votes[str(step)] = {"labels": [label for _, label, _ in voted], "support": [share for *_, share in voted]}
+        """The alarm's columns of a validation (`corelib.probe`), without labels; the votes of all of them are kept."""
+        place = self.folder / "probe.json"
+        votes = {s: vote for s, vote in (runs.read_json(place) or {}).items() if int(s) < step}
+        labels = probe.one_spelling([label for _, label, _ in voted], votes, self.config.answer_equality)
+        votes[str(step)] = {"labels": labels, "support": [share for *_, share in voted]}
         runs.write_json(place, votes)
-        if "0" not in votes:  # a run that began before there was a probe
-            return {}
-        first = votes["0"]
-        return {"probe/kept": kept_share(first["labels"], votes[str(step)]["labels"], first["support"])}
+        return probe.measures(votes, step)
 
 
 class Stopped(SystemExit):

@@ -2,7 +2,8 @@
 
 Everything is a pure function of DataFrames: `corelib.runs.load_metrics` (a row a step) and `corelib.runs.load_completions`
 (a row a rollout: step, prompt, completion, answer, label, truth, judge, advantage, pair_id, view, maybe teacher_answer).
-The alarm is in `corelib.alarm`, its evaluation in `corelib.alarm_study`; both are also found here.
+The alarm is in `corelib.alarm`, its evaluation in `corelib.alarm_study`, what validation adds to both in
+`corelib.probe`; the first two are also found here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from corelib.answers import cluster, equivalent
 __all__ = [
     "Alarm", "Rule", "alarm", "evidence", "keep",
     "collapse_step", "evaluate_alarm", "judge_runs", "roc", "sensitivity",
-    "answer_entropy", "case_study", "distinct_n", "kept_share", "label_accuracy", "repetition", "rollout_measures", "votes",
+    "answer_entropy", "case_study", "distinct_n", "label_accuracy", "repetition", "rollout_measures", "votes",
 ]  # fmt: skip
 
 
@@ -168,20 +169,6 @@ def label_accuracy(completions: pd.DataFrame, levels: Mapping | None = None) -> 
 
 def _right(truth, vote) -> float:
     return float(isinstance(vote, str) and isinstance(truth, str) and equivalent(truth, vote))
-
-
-def kept_share(
-    before: Sequence[str | None], now: Sequence[str | None], support: Sequence[float], sure: float = 0.5
-) -> float:
-    """`probe/kept`: of the questions on which the base model's vote had at least `sure` support, the share whose vote stands.
-
-    Label-free; nan where the base model was sure of nothing. One element a fixed question.
-
-    >>> kept_share(["1", "2", "3"], ["1.0", "5", "4"], [0.75, 0.5, 0.25])
-    0.5
-    """
-    judged = [_right(b, n) for b, n, s in zip(before, now, support, strict=True) if b is not None and s >= sure]
-    return sum(judged) / len(judged) if judged else float("nan")
 
 
 def case_study(

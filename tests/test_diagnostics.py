@@ -1,6 +1,7 @@
 """Measures against values worked by hand, the alarm on synthetic runs whose fate is known by construction."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,8 +9,8 @@ import pandas as pd
 import pytest
 from transformers import TrainerControl
 
-from corelib import diagnostics, runs
-from corelib.alarm import RULE, first_held
+from corelib import diagnostics, probe, runs
+from corelib.alarm import RULE, first_fired
 from corelib.alarm_callback import AlarmCallback
 
 
@@ -42,6 +43,12 @@ def collapses_at_40(s):
     return 0.7 if s <= 40 else 0.1
 
 
+def validated(frame, settled, keep=lambda s: s):
+    """With a validation every ten steps."""
+    at = frame["step"].where(frame["step"] % 10 == 0)
+    return frame.assign(**{"probe/settled": at.map(settled, "ignore"), "probe/keep": at.map(keep, "ignore")})
+
+
 FATES = {
     "silent": run(answers__none=lambda s: 0.05 if s <= 30 else 0.9, gt__accuracy=collapses_at_40),
     "drifting": run(
@@ -49,71 +56,70 @@ FATES = {
         answers__distinct_group=lambda s: 0.48 + 0.002 * s,
         gt__accuracy=collapses_at_40,
     ),
-    "constant": run(answers__top_share=lambda s: 0.15 if s <= 20 else 0.6),
-    "shrinking": run(length__mean=lambda s: 16 if s <= 40 else 8),
-    "parting": run(views__agreement=lambda s: 0.9 if s <= 40 else 0.4),
-    "forgetting": run(probe__kept=lambda s: 0.9 if s <= 40 else 0.2),
+    "constant": run(answers__top_share=lambda s: 0.15 if s <= 20 else 0.9),
+    "forgetting": validated(run(), lambda s: 0.95 if s <= 40 else 0.6, keep=lambda s: min(s, 30)),
 }
-
-
-def stalled(**more):
-    """Majority voting whose agreement stops at 0.7 after step 20 while its answers move."""
-    frame = run(
-        answers__support=lambda s: 0.42 + 0.014 * min(s, 20), entropy=lambda s: 0.19 - 0.005 * min(s, 20), **more
-    )
-    return frame.assign(reward=frame["answers/support"])
+WELL = validated(run(), lambda s: 0.9)
 
 
 @pytest.mark.parametrize("name", FATES)
 def test_each_condition_fires_on_its_own_failure_and_says_why(name):
     found = diagnostics.alarm(FATES[name])
-    assert first_held(diagnostics.evidence(FATES[name]))[1] == [name]
+    assert first_fired(diagnostics.evidence(FATES[name]))[1] == [name]
     assert 10 <= found.step <= 60
     assert len(found.reasons) == 1 and any(c.isdigit() for c in found.reasons[0])
+
+
+def test_the_evidence_is_that_worked_by_hand():
+    # window 5, rise 0.3: a step from 0.1 to 0.7 shows 0.12 k / 0.3 after k steps, so it fires at the third
+    frame = pd.DataFrame({"step": range(1, 31), "answers/none": [0.1] * 20 + [0.7] * 10})
+    silent = diagnostics.evidence(frame)["silent"]
+    assert silent.loc[21:26].tolist() == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0])
+    assert diagnostics.alarm(frame).step == 23
+    assert diagnostics.alarm(frame).reasons == ("46% of the rollouts give no answer, up from 10%",)
+    # entropy 0.1 for the first ten steps, 0.12 later: 20 % over the beginning when five steps are, 15 % are 1
+    unsure = pd.DataFrame({"step": range(1, 31), "entropy": [0.1] * 10 + [0.12] * 20, "answers/distinct_group": [0.4] * 10 + [0.5] * 20})  # fmt: skip
+    assert diagnostics.evidence(unsure)["drifting"].loc[[10, 14, 15]].tolist() == pytest.approx(
+        [0, 0.16 / 0.15, 0.2 / 0.15]
+    )
+    assert diagnostics.alarm(unsure.drop(columns="entropy")).step is None
+    assert (
+        diagnostics.alarm(unsure.assign(**{"answers/distinct_group": 0.4})).step is None
+    )  # one of the two is no drift
+    # of the settled answers 20 % lost at step 40, 30 % at 50; 25 % fire, at once, until the next validation
+    lost = validated(frame.assign(**{"answers/none": 0.0}), lambda s: 0.8)
+    assert diagnostics.evidence(lost)["forgetting"].loc[[9, 10, 19]].tolist() == pytest.approx([0, 0.8, 0.8])
+    assert diagnostics.alarm(lost).step is None
+    assert diagnostics.alarm(validated(frame.iloc[:20], lambda s: 0.8 if s < 20 else 0.7)).step == 20
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_that_learns_raises_no_alarm(seed):
     assert diagnostics.alarm(run(200, seed)) == diagnostics.Alarm(None, ())
+    assert diagnostics.alarm(validated(run(200, seed), lambda s: 0.85)).step is None
 
 
-def test_a_stall_counts_only_where_the_reward_is_the_policys_own_agreement():
-    assert first_held(diagnostics.evidence(stalled()))[1] == ["churning"]
-    paid_by_others = stalled().assign(reward=0.6)
-    assert diagnostics.alarm(paid_by_others).step is None
-
-
-def test_a_probe_that_holds_contradicts_a_stall():
-    held = stalled(probe__kept=lambda s: 0.9)
-    assert diagnostics.alarm(held).step is None
-    assert diagnostics.alarm(stalled(probe__kept=lambda s: 0.9 if s < 25 else 0.65)).step is not None
-
-
-@pytest.mark.parametrize("frame", [*FATES.values(), stalled(), run()], ids=[*FATES, "churning", "healthy"])
+@pytest.mark.parametrize("frame", [*FATES.values(), WELL], ids=[*FATES, "healthy"])
 def test_the_alarm_never_sees_the_future(frame):
     whole, strength = diagnostics.alarm(frame), diagnostics.evidence(frame)
     near = [] if whole.step is None else range(whole.step - 2, whole.step + 3)
     for t in sorted({*range(1, len(frame), 9), *near}):
-        pd.testing.assert_frame_equal(diagnostics.evidence(frame[frame["step"] <= t]), strength.loc[:t])
-        found = diagnostics.alarm(frame[frame["step"] <= t])
-        assert found == (whole if whole.step is not None and whole.step <= t else diagnostics.Alarm(None))
+        sofar = frame[frame["step"] <= t]
+        pd.testing.assert_frame_equal(diagnostics.evidence(sofar), strength.loc[:t])
+        fired = whole.step is not None and whole.step <= t
+        assert diagnostics.alarm(sofar) == (whole if fired else diagnostics.Alarm(None))
+        if fired:  # then the choice is made, too
+            assert diagnostics.keep(sofar) == diagnostics.keep(frame)
 
 
 def test_the_alarm_sees_no_truth_method_or_seed():
-    for frame in (*FATES.values(), stalled(), run()):
+    for frame in (*FATES.values(), WELL):
         seen = diagnostics.alarm(frame)
         shuffled = frame.assign(**{"gt/accuracy": frame["gt/accuracy"].sample(frac=1, random_state=1).to_numpy()})
         shuffled = shuffled.assign(**{"gt/label_accuracy": 0.0, "method": "majority_voting", "seed": 3})
         assert diagnostics.alarm(shuffled) == seen
         assert diagnostics.alarm(frame.drop(columns="gt/accuracy")) == seen
         assert diagnostics.keep(shuffled) == diagnostics.keep(frame)
-
-
-def test_two_views_of_a_question_are_no_takeover():
-    # Learning to answer both views alike doubles each answer's share of the batch
-    agree = run(views__agreement=lambda s: min(s / 20, 1), answers__top_share=lambda s: 0.15 * (1 + min(s / 20, 1)))
-    assert diagnostics.alarm(agree).step is None
-    assert diagnostics.alarm(agree.drop(columns="views/agreement")).step is not None
 
 
 def test_one_bad_step_is_no_collapse():
@@ -123,7 +129,7 @@ def test_one_bad_step_is_no_collapse():
 
 
 def test_scale_makes_it_deaf():
-    frame = run(answers__none=lambda s: 0.05 if s <= 30 else 0.35)  # evidence 0.3 / 0.2
+    frame = run(answers__none=lambda s: 0.05 if s <= 30 else 0.5)  # evidence 0.45 / 0.3 and more: 0.03 was the lowest
     assert diagnostics.alarm(frame, scale=1.3).step is not None
     assert diagnostics.alarm(frame, scale=1.7).step is None
 
@@ -136,14 +142,21 @@ def test_metrics_without_signals_are_refused_and_an_unstarted_run_is_not():
     assert diagnostics.alarm(pd.DataFrame({"step": [0], "gt/validation": [0.3]})).step is None
 
 
-def test_keep_returns_to_before_the_failure_and_to_what_was_saved():
+def test_keep_is_the_consensus_of_the_validations_before_the_alarm():
+    assert diagnostics.keep(FATES["forgetting"]) == 30  # said at step 50
+    assert diagnostics.keep(validated(run(), lambda s: 0.9, keep=lambda s: 60 if s == 80 else 10)) == 60
+    assert diagnostics.keep(validated(FATES["silent"], lambda s: 0.9, keep=lambda s: s // 2)) == 15  # said at 32 or 33
+    assert diagnostics.keep(WELL, steps=[0, 25, 50]) == 50
+    with pytest.raises(ValueError, match="no checkpoint"):
+        diagnostics.keep(WELL, steps=[])
+
+
+def test_keep_without_validation_returns_to_before_the_failure():
     frame = FATES["silent"]  # answers vanish after step 30
     assert 26 <= diagnostics.keep(frame) <= 30
     assert diagnostics.keep(frame, steps=[0, 10, 20, 50]) == 20
     assert diagnostics.keep(frame, steps=[50, 80]) == 50
     assert diagnostics.keep(run(80)) == 80
-    # the stall is held from about step 20 + lag on, and began `lag` steps before
-    assert 15 <= diagnostics.keep(stalled()) <= 25
 
 
 def test_collapse_is_half_of_the_peak_of_the_ten_step_mean():
@@ -160,7 +173,7 @@ def test_evaluation_counts_leads_and_failures():
     sees = run(answers__none=lambda s: 0.05 if s <= 30 else 0.9, gt__accuracy=collapses_at_40)
     late = run(answers__none=lambda s: 0.05 if s <= 60 else 0.9, gt__accuracy=collapses_at_40)
     unseen = run(gt__accuracy=collapses_at_40)
-    false = run(length__mean=lambda s: 16 if s <= 40 else 8)
+    false = FATES["constant"]
     table = diagnostics.evaluate_alarm({"sees": sees, "late": late, "unseen": unseen, "false": false, "well": run()})
     assert table.loc["detected", ["count", "of", "note"]].tolist() == [2, 3, "unseen"]
     assert table.loc["in time", ["count", "of", "note"]].tolist() == [1, 3, "late"]
@@ -171,6 +184,27 @@ def test_evaluation_counts_leads_and_failures():
     rows = diagnostics.judge_runs({"sees": sees}).iloc[0]
     assert rows["lead"] == rows["collapse"] - rows["alarm"] > 0
     assert rows["kept_share"] == pytest.approx(1.0, abs=0.03)
+    assert table.loc["lead", "of"] == 2 and math.isnan(table.loc["labelled", "median"])
+
+
+def test_a_long_table_is_as_good_as_a_dict_and_the_labelled_choice_is_compared():
+    # rollouts: 0.4 for 20 steps, then 0.8 for 20; the labelled validation liked step 10, the votes step 30
+    frame = pd.DataFrame({"step": range(1, 41), "gt/accuracy": [0.4] * 20 + [0.8] * 20, "answers/none": 0.0})
+    frame = validated(frame, lambda s: 0.9, keep=lambda s: 30 if s == 40 else s)
+    frame["gt/validation"] = frame["step"].map({10: 0.7, 20: 0.5, 30: 0.6, 40: 0.6})
+    long = pd.concat([frame.assign(run="a"), frame.assign(run="b", **{"gt/validation": float("nan")})])
+    table = diagnostics.judge_runs(long).set_index("run")
+    assert table.loc["a", ["kept", "kept_share", "labelled", "labelled_share"]].tolist() == pytest.approx(
+        [30, 1, 10, 0.5]
+    )
+    assert math.isnan(table.loc["b", "labelled_share"])
+    found = diagnostics.evaluate_alarm(long)
+    assert found.loc["kept", ["count", "of", "median"]].tolist() == [2, 2, 1.0]
+    assert found.loc["labelled", ["count", "of", "median"]].tolist() == [0, 1, 0.5]
+    with pytest.raises(ValueError, match="no column `run`"):
+        diagnostics.judge_runs(frame)
+    with pytest.raises(ValueError, match="no runs"):
+        diagnostics.evaluate_alarm({})
 
 
 def test_roc_goes_from_everything_to_nothing():
@@ -178,8 +212,70 @@ def test_roc_goes_from_everything_to_nothing():
     table = diagnostics.roc(pool, [0.001, 1.0, 50.0])
     assert table["detected"].tolist() == [1.0, 1.0, 0.0]
     assert table["false_alarms"].tolist() == [1.0, 0.0, 0.0]
-    bought = diagnostics.sensitivity(pool, "silent", [0.2, 5.0])
+    bought = diagnostics.sensitivity(pool, "rise", [0.3, 5.0])
     assert bought["detected"].tolist() == [1, 0]
+
+
+# Beside each field of the rule stands the range that saw every collapse of the lab in time and nothing else
+RANGES = {"window": (3, 10), "start": (5, 15), "rise": (0.2, 0.6), "drift": (0.02, 0.3), "scatter": (0.01, 0.15), "forget": (0.15, 0.3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, low, high", [(name, *ends) for name, ends in RANGES.items()])
+def test_every_constant_may_move_within_its_range(name, low, high):
+    for value in (low, high):
+        rule = replace(RULE, **{name: value})
+        assert all(diagnostics.alarm(frame, rule).step is not None for frame in FATES.values())
+        assert diagnostics.alarm(run(200), rule).step is None
+    assert low < getattr(RULE, name) < high and set(RANGES) == set(vars(RULE))
+
+
+def votes_of(*answers, support=1.0):
+    """A run's probe.json; `answers`: a string a validation, a letter a question, "-" for no answer."""
+    labels = [[None if a == "-" else a for a in word] for word in answers]
+    return {str(10 * i): {"labels": x, "support": [support] * len(x)} for i, x in enumerate(labels)}
+
+
+def test_settled_counts_habits_and_only_those_that_are_kept():
+    # question 1 never changes, 2 had no habit (two of three), 3 to 12 had one: three of these ten are given up, one silently
+    probed = probe.measures(votes_of("aa" + "a" * 10, "ab" + "a" * 10, "ab" + "a" * 10, "ab" + "aaaaaaa" + "bc-"), 30)
+    assert probed["probe/settled"] == pytest.approx(8 / 11)
+    assert "probe/settled" not in probe.measures(
+        votes_of("a" * 9, "a" * 9, "a" * 9, "a" * 9), 30
+    )  # nine habits are few
+    assert "probe/settled" not in probe.measures(votes_of("a" * 12, "a" * 12, "b" * 12), 20)  # two validations before
+    unsure = votes_of("a" * 12, "a" * 12, "a" * 12, "b" * 12, support=0.5)
+    assert "probe/settled" not in probe.measures(unsure, 30)
+
+
+def test_keep_is_the_validation_that_agrees_best_with_all():
+    # with everyone's votes a, b, b, c the habit is b; of the two that gave it the later, unless the earlier was surer
+    votes = votes_of("aaaa", "bbbb", "bbbb", "cccc")
+    assert probe.measures(votes, 30)["probe/keep"] == 20
+    votes["10"]["support"], votes["20"]["support"] = [0.9] * 4, [0.8] * 4
+    assert probe.measures(votes, 30)["probe/keep"] == 10
+    assert probe.measures(votes_of("--", "--"), 10) == {"probe/keep": 10}
+
+
+def test_the_probe_never_sees_the_future():
+    votes = votes_of("abcabcabcabc", "aaaabbbbcccc", "aaaabbbbcccc", "aaaabbbbcccc", "aaaabbbbcccc", "cccccccccccc")
+    for step in range(0, 60, 10):
+        sofar = {s: vote for s, vote in votes.items() if int(s) <= step}
+        assert probe.measures(votes, step) == probe.measures(sofar, step)
+    made = probe.with_probe(pd.DataFrame({"step": range(0, 51), "probe/settled": 7.0}), votes).set_index("step")
+    assert made.loc[50, "probe/settled"] == pytest.approx(4 / 12)
+    assert made.loc[50, "probe/keep"] == 40 and math.isnan(made.loc[45, "probe/settled"])
+    untouched = pd.DataFrame({"step": [1], "probe/settled": [0.5]})
+    assert probe.with_probe(untouched, {}) is untouched
+
+
+def test_one_answer_keeps_its_first_spelling():
+    votes = {
+        "0": {"labels": ["1/2", "7", None], "support": [1, 1, 0]},
+        "10": {"labels": ["3", "7", "x"], "support": [1, 1, 1]},
+    }
+    assert probe.one_spelling(["0.5", "7.0", None], votes, "equivalent") == ["1/2", "7", None]
+    assert probe.one_spelling(["0.5", "8", "x"], votes, "released") == ["0.5", "8", "x"]
+    assert probe.one_spelling(["0.5", None], {}, "equivalent") == ["0.5", None]
 
 
 def batch(step=1):
@@ -234,7 +330,6 @@ def test_text_measures_by_hand():
     assert diagnostics.distinct_n(["a a a a"], 1) == 0.25
     assert math.isnan(diagnostics.distinct_n([""], 1))
     assert diagnostics.answer_entropy([None, None]) == 0.0
-    assert math.isnan(diagnostics.kept_share(["1"], ["1"], [0.2]))
     with pytest.raises(ValueError, match="lack pair_id"):
         diagnostics.rollout_measures(pd.DataFrame({"step": [1]}))
 
