@@ -52,7 +52,7 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     folder.mkdir()
     for step in range(1, 61):
         accuracy = 0.8 if step <= 40 else 0.1
-        runs.append_metrics(folder, {"step": step, "reward": 0.01 * step, "answers/support": 0.5, "gt/accuracy": accuracy, "gt/validation": accuracy, "gt/label_accuracy": 0.25, "tokens": 100 * step})  # fmt: skip
+        runs.append_metrics(folder, {"step": step, "reward": 0.01 * step, "answers/support": 0.5, "answers/none": 0.0, "gt/accuracy": accuracy, "gt/validation": accuracy, "gt/label_accuracy": 0.25, "tokens": 100 * step})  # fmt: skip
     questions = {"nine": [config, load_config("lab", method="gt", seed=10)]}
     runs.write_status(folder, "running")
     assert len(sweep.gather(questions, tmp_path)[0]) == 0
