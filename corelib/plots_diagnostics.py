@@ -1,7 +1,8 @@
-"""Figures of collapse: one function of a DataFrame each, its title the finding, computed from what is drawn.
+"""Figures of what runs were paid for and what they did: one function of a DataFrame each, its title the finding.
 
-Colours, line styles and names of the methods are those of `corelib.plots`. `frame` is always many runs' metrics under each
-other (`stack`), with the columns run and method beside those of metrics.jsonl.
+Titles are computed from what is drawn. Colours, line styles and names of the methods are those of `corelib.plots`. `frame`
+is always many runs' metrics under each other (`stack`), with the columns run and method beside those of metrics.jsonl;
+several runs of a method become their mean and a band from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from corelib.plots import STYLE, name
 
 WINDOW = 10  # steps of the running mean
-MARKS = dict(
-    zip(STYLE, "osv^Dxp*+", strict=True)
-)  # four methods share a solid line: markers tell them apart in greyscale
+MARKS = dict(zip(STYLE, "osv^Dxp*+", strict=True))  # four methods share a solid line: markers tell them apart in grey
 FEW = 8  # questions behind a point, below which their share is mostly noise
 AXES = {
     "answers/distinct_group": "distinct answers in a group (share)",
@@ -29,13 +28,11 @@ AXES = {
     "top_label": "share of the commonest label",
     "repetition": "repeated 4-grams (share)",
     "advantage": "mean |advantage|",
-    "entropy_group": "answer entropy in a group (nats)",
-    "entropy_batch": "answer entropy across prompts (nats)",
-    "distinct_2": "distinct 2-grams (share)",
-    "top_answer": "share of the commonest answer",
-    "silent_groups": "groups without an advantage (share)",
-    "agreement": "pairs whose views vote alike (share)",
 }
+
+
+class Missing(ValueError):
+    """These runs lack what a figure or table needs; the message is the sentence to print in its place."""
 
 
 def stack(metrics: Mapping[str, pd.DataFrame], methods: Mapping[str, str]) -> pd.DataFrame:
@@ -55,7 +52,7 @@ def _smooth(run: pd.DataFrame, column: str) -> pd.Series:
     return values.rolling(rows, min_periods=1).mean()
 
 
-def _band(ax, frame: pd.DataFrame, column: str, scaled: bool = False, **style) -> pd.Series:
+def band(ax, frame: pd.DataFrame, column: str, scaled: bool = False, **style) -> pd.Series:
     """Mean over a method's runs with its min-max band; returns the mean, empty when nothing was logged."""
     runs = [_smooth(run, column) for _, run in frame.groupby("run")]
     runs = [(r - r.min()) / (r.max() - r.min()) if scaled and r.max() > r.min() else r for r in runs if len(r)]
@@ -70,12 +67,13 @@ def _band(ax, frame: pd.DataFrame, column: str, scaled: bool = False, **style) -
     return mean
 
 
-def _panels(keys, width: float = 3.5, height: float = 2.4, per_row: int = 3):
+def panels(keys, width: float = 3.5, height: float = 2.4, per_row: int = 3):
+    """Equal panels with shared axes: (figure, {key: axes}, the leftmost axes)."""
     keys = list(keys)
     per_row = min(per_row, len(keys))
     rows = -(-len(keys) // per_row)
     figure, axes = plt.subplots(
-        rows, per_row, figsize=(width * per_row, height * rows + 0.9), squeeze=False, sharex=True, sharey=True
+        rows, per_row, figsize=(max(width * per_row, 7), height * rows + 0.9), squeeze=False, sharex=True, sharey=True
     )
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(keys))
@@ -87,16 +85,25 @@ def _panels(keys, width: float = 3.5, height: float = 2.4, per_row: int = 3):
     return figure, dict(zip(keys, axes.flat, strict=False)), axes[:, 0]
 
 
-def _finish(figure, title: str, handles=None):
+def finish(figure, title: str, handles=None):
+    """Title above, one legend below, nothing overlapping."""
     figure.suptitle(title, fontsize=11.5)
     if handles:
-        figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.06 if handles else 0, 1, 1))
+        rows = -(-len(handles) // int(figure.get_size_inches()[0] / 1.9))
+        figure.legend(handles=handles, loc="lower center", ncols=-(-len(handles) // rows), frameon=False, fontsize=9)
+    height = figure.get_size_inches()[1]
+    figure.tight_layout(rect=(0, (0.05 + 0.22 * rows) / height if handles else 0, 1, 1))
     return figure
 
 
 def _methods(frame: pd.DataFrame) -> list[str]:
     return [m for m in STYLE if m in set(frame["method"])]
+
+
+def _needs(frame: pd.DataFrame, *columns: str) -> None:
+    for column in columns:
+        if column not in frame or frame[column].isna().all():
+            raise Missing(f"no figure here: none of these runs logged {column}")
 
 
 def _ends(runs: pd.DataFrame, column: str) -> tuple[float, float]:
@@ -108,52 +115,94 @@ def _ends(runs: pd.DataFrame, column: str) -> tuple[float, float]:
     return sum(v.max() for v in values) / len(values), sum(v.iloc[-1] for v in values) / len(values)
 
 
+def parted(run: pd.DataFrame) -> bool:
+    """Whether a run ends below half its peak of accuracy while its reward has gone on rising.
+
+    Rising: the last ten steps pay more than the ten up to that peak by twice the standard error of that difference, so
+    that a coin's noise does not count.
+    """
+    accuracy, reward = _smooth(run, "gt/accuracy"), run.set_index("step")["reward"].dropna()
+    if len(accuracy) < 2 or accuracy.iloc[-1] >= accuracy.max() / 2:
+        return False
+    then, now = reward.loc[: accuracy.idxmax()].tail(WINDOW), reward.tail(WINDOW)
+    error = (then.var(ddof=0) / len(then) + now.var(ddof=0) / len(now)) ** 0.5
+    return bool(now.mean() - then.mean() > 2 * error)
+
+
 def reward_and_accuracy(frame: pd.DataFrame):
     """What each method was paid beside how often it was right, a panel a method (paper: figures 1, 4 and 9).
 
-    Rewards that are no share (entropy, self-certainty) are scaled to their own range and marked so.
+    Rewards that are no share (entropy, self-certainty) are scaled to their own range and marked so. Raises Missing for
+    runs that did not log whether their rollouts are right.
     """
-    methods = [m for m in _methods(frame) if "reward" in frame]
-    figure, axes, left = _panels(methods)
-    parted = []
+    _needs(frame, "reward", "gt/accuracy")
+    figure, axes, left = panels(_methods(frame))
+    apart = []
     for method, ax in axes.items():
         runs = frame[frame["method"] == method]
-        colour = STYLE[method][0]
-        scaled = bool((runs["reward"].min() < 0) | (runs["reward"].max() > 1))
-        accuracy = _band(ax, runs, "gt/accuracy", color="0.45", linestyle="--", marker="o", markerfacecolor="white")
-        reward = _band(ax, runs, "reward", scaled, color=colour, linestyle="-")
+        scaled = bool((runs["reward"].min() < -0.001) | (runs["reward"].max() > 1.001))  # no share, beyond rounding
+        band(ax, runs, "gt/accuracy", color="0.45", linestyle="--", marker="o", markerfacecolor="white")
+        band(ax, runs, "reward", scaled, color=STYLE[method][0], linestyle="-")
         ax.set_title(name(method) + (" (reward scaled)" if scaled else ""), fontsize=9.5)
-        if len(accuracy) and accuracy.iloc[-1] < accuracy.max() / 2 and reward.iloc[-1] > reward.loc[accuracy.idxmax()]:
-            parted.append(name(method))
+        hits = [parted(run) for _, run in runs.groupby("run")]
+        if any(hits):
+            apart.append(f"{name(method)} ({sum(hits)} of {len(hits)})")
     for ax in left:
         ax.set_ylabel("share", fontsize=9)
     title = (
-        f"Paid more for being right less: {_list(parted)} end above their reward at the peak of accuracy,\nand below half of that peak"
-        if parted
+        f"Paid more and more, right less than half as often as at their best:\n{listed(apart)}"
+        if apart
         else "Reward and accuracy go together in every method"
     )
     lines = [
         plt.Line2D([], [], color="k", linewidth=1.8, label="mean reward"),
-        plt.Line2D(
-            [], [], color="0.45", linestyle="--", marker="o", markerfacecolor="white", label="rollouts that are right"
-        ),  # fmt: skip
-    ]
-    return _finish(figure, title, lines)
+        plt.Line2D([], [], color="0.45", linestyle="--", marker="o", markerfacecolor="white", label="rollouts that are right"),
+    ]  # fmt: skip
+    return finish(figure, title, lines)
+
+
+def held_out(frame: pd.DataFrame):
+    """Accuracy on held-out problems (paper: figures 1 and 3), rewards of one view left, the others right."""
+    _needs(frame, "gt/validation")
+    alone = [m for m in _methods(frame) if m in ("majority_voting", "self_certainty", "entropy", "random")]
+    others = [m for m in _methods(frame) if m not in alone]
+    sides = {k: v for k, v in (("paid by its own view, or by chance", alone), ("paid by truth, another view or a teacher", others)) if v}  # fmt: skip
+    figure, axes, left = panels(sides, width=4.6, height=3.0)
+    lost = {}
+    for side, ax in axes.items():
+        for method in sides[side]:
+            colour, line, label = STYLE[method]
+            per = [run.set_index("step")["gt/validation"].dropna() for _, run in frame[frame["method"] == method].groupby("run")]  # fmt: skip
+            together = pd.concat([p for p in per if len(p)], axis=1).sort_index()
+            mean = together.mean(axis=1)
+            ax.plot(mean.index, mean, color=colour, linestyle=line, marker=MARKS[method], markersize=4, markevery=2, label=label)  # fmt: skip
+            if together.shape[1] > 1:
+                ax.fill_between(together.index, together.min(axis=1), together.max(axis=1), color=colour, alpha=0.15, linewidth=0)  # fmt: skip
+            lost[method] = mean.max() - mean.iloc[-1], mean.max(), mean.iloc[-1]
+        ax.set_title(side, fontsize=9.5)
+        ax.set_ylim(-0.02, 1.02)
+    left[0].set_ylabel("right on held-out problems (share)", fontsize=9)
+    worst = max(lost, key=lost.get)
+    loss, best, end = lost[worst]
+    title = f"On held-out problems {name(worst)} loses most: from {100 * best:.0f} % to {100 * end:.0f} %"
+    handles = [h for ax in axes.values() for h in ax.get_lines()]
+    return finish(figure, title if loss > 0 else "On held-out problems every method ends at its best", handles)
 
 
 def votes(frame: pd.DataFrame):
     """How often the policy's vote, the teacher's vote and the label paid for are right (paper: figures 6 and 9)."""
+    _needs(frame, "gt/policy_label_accuracy")
     kinds = {
         "gt/policy_label_accuracy": ("policy's vote", "-", None),
         "gt/teacher_label_accuracy": ("teacher's vote", "--", "s"),
         "gt/label_accuracy": ("label paid for", ":", "x"),
     }
     methods = [m for m in _methods(frame) if _ends(frame[frame["method"] == m], "gt/policy_label_accuracy")[0] > 0]
-    figure, axes, left = _panels(methods)
+    figure, axes, left = panels(methods)
     for method, ax in axes.items():
         for column, (_, line, marker) in kinds.items():
             extra = {"marker": marker} if marker else {}
-            _band(ax, frame[frame["method"] == method], column, color=STYLE[method][0], linestyle=line, **extra)
+            band(ax, frame[frame["method"] == method], column, color=STYLE[method][0], linestyle=line, **extra)
         ax.set_title(name(method), fontsize=9.5)
         ax.set_ylim(-0.02, 1.02)
     for ax in left:
@@ -163,15 +212,16 @@ def votes(frame: pd.DataFrame):
     title = "Nobody was paid by a pseudo-label"
     if ends:
         best, worst = max(ends, key=lambda m: ends[m][1]), min(ends, key=lambda m: ends[m][1])
-        title = f"Pseudo-labels: {100 * ends[best][1]:.0f} % right at the end for {name(best)}, {100 * ends[worst][1]:.0f} % for {name(worst)} (best ten steps {100 * ends[worst][0]:.0f} %)"
-    lines = [
-        plt.Line2D([], [], color="k", linestyle=k[1], marker=k[2], markersize=4, label=k[0]) for k in kinds.values()
-    ]
-    return _finish(figure, title, lines)
+        title = f"Pseudo-labels right at the end: {100 * ends[best][1]:.0f} % for {name(best)}"
+        if worst != best:
+            title += f", {100 * ends[worst][1]:.0f} % for {name(worst)} (best ten steps: {100 * ends[worst][0]:.0f} %)"
+    lines = [plt.Line2D([], [], color="k", linestyle=k[1], marker=k[2], markersize=4, label=k[0]) for k in kinds.values()]  # fmt: skip
+    return finish(figure, title, lines)
 
 
 def diversity(frame: pd.DataFrame):
     """Do answers concentrate within a group, which is learning, or across prompts, which is collapse?"""
+    _needs(frame, "answers/top_share", "answers/distinct_group")
     rise = {}
     for method in _methods(frame):
         runs = [run.set_index("step")["answers/top_share"].dropna() for _, run in frame[frame["method"] == method].groupby("run")]  # fmt: skip
@@ -184,13 +234,12 @@ def diversity(frame: pd.DataFrame):
 
 def rollout_measures(frame: pd.DataFrame, columns=("about_question", "top_label", "repetition", "advantage")):
     """Measures of the stored rollouts over steps (`diagnostics.rollout_measures`, stacked), a line a method."""
+    _needs(frame, columns[0])
     ends = {m: _ends(frame[frame["method"] == m], columns[0])[1] for m in _methods(frame)}
     low, high = min(ends, key=ends.get), max(ends, key=ends.get)
     what = AXES.get(columns[0], columns[0])
-    title = (
-        f"{what[0].upper() + what[1:]}: {ends[low]:.2f} at the end for {name(low)}, {ends[high]:.2f} for {name(high)}"
-    )
-    return _curves(frame, columns, title)
+    title = f"{what[0].upper() + what[1:]} at the end: {ends[high]:.2f} for {name(high)}"
+    return _curves(frame, columns, title + (f", {ends[low]:.2f} for {name(low)}" if low != high else ""))
 
 
 def _curves(frame: pd.DataFrame, columns, title: str):
@@ -199,32 +248,21 @@ def _curves(frame: pd.DataFrame, columns, title: str):
     for ax, column in zip(axes.flat, columns, strict=False):
         for method in _methods(frame):
             colour, line, label = STYLE[method]
-            _band(
-                ax,
-                frame[frame["method"] == method],
-                column,
-                color=colour,
-                linestyle=line,
-                label=label,
-                marker=MARKS[method],
-            )
+            band(ax, frame[frame["method"] == method], column, color=colour, linestyle=line, label=label, marker=MARKS[method])  # fmt: skip
         ax.set_ylabel(AXES.get(column, column), fontsize=9)
         ax.set_xlabel("training step", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes.flat[len(columns) :]:
         ax.set_visible(False)
-    by_label = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.suptitle(title, fontsize=11.5)
-    figure.legend(by_label.values(), by_label.keys(), loc="lower center", ncols=5, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
-    return figure
+    by_label = {h.get_label(): h for ax in axes.flat for h in ax.get_lines()}
+    return finish(figure, title, list(by_label.values()))
 
 
 def by_level(frame: pd.DataFrame, column: str = "policy"):
     """Right votes by difficulty (`diagnostics.label_accuracy` with levels, stacked), a panel a method (paper: 11 and 12)."""
     frame = frame[frame["view"] == "original"] if (frame["view"] == "original").any() else frame
     levels = sorted(frame["level"].dropna().unique())
-    figure, axes, left = _panels(_methods(frame), per_row=2, width=4.6)
+    figure, axes, left = panels(_methods(frame))
     falls = {}
     for method, ax in axes.items():
         for i, level in enumerate(levels):
@@ -233,8 +271,7 @@ def by_level(frame: pd.DataFrame, column: str = "policy"):
             per = rows.assign(right=rows[column] * rows["questions"], bin=rows["step"] // 20 * 20 + 10)
             sums = per.groupby("bin")[["right", "questions"]].sum()
             curve = (sums["right"] / sums["questions"])[sums["questions"] >= FEW]
-            shade = 0.25 + 0.75 * (i + 1) / len(levels)
-            ax.plot(curve.index, curve, color=STYLE[method][0], alpha=shade, marker="os^Dv"[i % 5], markersize=3.5, linestyle=("-", "--", "-.", ":")[i % 4])  # fmt: skip
+            ax.plot(curve.index, curve, color=STYLE[method][0], **_level(i, len(levels)))
             if len(curve) > 1:
                 falls[method, level] = curve.max() - curve.iloc[-1]
         ax.set_title(name(method), fontsize=9.5)
@@ -242,65 +279,16 @@ def by_level(frame: pd.DataFrame, column: str = "policy"):
     for ax in left:
         ax.set_ylabel("right votes (share)", fontsize=9)
     if not falls:
-        raise ValueError(f"no level has {FEW} questions in two spans of twenty steps; store completions more often")
+        plt.close(figure)
+        raise Missing(f"no figure by level: none has {FEW} questions in two spans of twenty steps; store completions more often")  # fmt: skip
     method, level = max(falls, key=falls.get)
-    lines = [plt.Line2D([], [], color="k", alpha=0.25 + 0.75 * (i + 1) / len(levels), marker="os^Dv"[i % 5], markersize=4, linestyle=("-", "--", "-.", ":")[i % 4], label=f"level {x}") for i, x in enumerate(levels) if any(x == y for _, y in falls)]  # fmt: skip
-    return _finish(figure, f"Largest fall from its peak: {name(method)} at level {level}, by {100 * falls[method, level]:.0f} points", lines)  # fmt: skip
+    lines = [plt.Line2D([], [], color="k", label=f"level {x}", **_level(i, len(levels))) for i, x in enumerate(levels) if any(x == y for _, y in falls)]  # fmt: skip
+    return finish(figure, f"Largest fall from its peak: {name(method)} at level {level}, by {100 * falls[method, level]:.0f} points", lines)  # fmt: skip
 
 
-def alarm_timeline(frame: pd.DataFrame, table: pd.DataFrame, per_row: int = 3):
-    """Accuracy of every run with the alarm, the fall below half the peak and the checkpoint kept.
-
-    `table`: `diagnostics.judge_runs` of the same runs.
-    """
-    figure, axes, left = _panels(table["run"], per_row=per_row)
-    for row in table.itertuples():
-        runs = frame[frame["run"] == row.run]
-        ax, (colour, line, label) = axes[row.run], STYLE[runs["method"].iloc[0]]
-        smooth = _band(ax, runs, "gt/accuracy", color=colour, linestyle=line)
-        if row.alarm == row.alarm:
-            ax.axvline(row.alarm, color="k", linestyle="--", linewidth=1.4)
-            left_half = row.alarm < ax.get_xlim()[1] / 2
-            ax.annotate(f"alarm {row.alarm:.0f}", (row.alarm, 0.97), xytext=(4 if left_half else -4, 0), textcoords="offset points", ha="left" if left_half else "right", va="top", fontsize=8)  # fmt: skip
-        if row.collapse == row.collapse:
-            ax.plot(row.collapse, smooth.get(row.collapse, 0), "kX", markersize=8)
-        ax.plot(
-            row.kept, smooth.iloc[abs(smooth.index - row.kept).argmin()], "k^", markersize=7, markerfacecolor="white"
-        )
-        ax.set_title(label + (f": {row.failure}" if row.failure else ""), fontsize=9.5)
-        ax.set_ylim(-0.02, 1.02)
-    for ax in left:
-        ax.set_ylabel("right (share)", fontsize=9)
-    fell = table["collapse"].notna()
-    said = table["alarm"].notna()
-    title = f"The alarm saw {int((fell & said).sum())} of {int(fell.sum())} collapses"
-    title += f", {table['lead'].median():.0f} steps (median) before accuracy had halved" if (fell & said).any() else ""
-    title += f"; {int((~fell & said).sum())} of {int((~fell).sum())} stable runs raised it"
-    lines = [
-        plt.Line2D([], [], color="k", linestyle="--", label="alarm (without labels)"),
-        plt.Line2D([], [], color="k", marker="X", linestyle="", markersize=8, label="below half its peak"),
-        plt.Line2D([], [], color="k", marker="^", linestyle="", markerfacecolor="white", label="checkpoint kept"),
-    ]
-    return _finish(figure, title, lines)
-
-
-def roc(table: pd.DataFrame):
-    """Detection against false alarms as the alarm's scale sweeps (`diagnostics.roc`)."""
-    figure, ax = plt.subplots(figsize=(5.4, 4.2))
-    table = table.sort_values("scale", ascending=False)
-    ax.plot(table["false_alarms"], table["detected"], "k-o", markersize=4, label="detected at all")
-    ax.plot(table["false_alarms"], table["in_time"], linestyle="--", marker="s", color="#0072B2", markersize=4, label="before accuracy halved")  # fmt: skip
-    at = table.iloc[(table["scale"] - 1).abs().argmin()]
-    ax.plot(at["false_alarms"], at["detected"], "o", color="k", markerfacecolor="none", markersize=14)
-    ax.annotate(f"scale {at['scale']:g}", (at["false_alarms"], at["detected"]), xytext=(12, -14), textcoords="offset points", fontsize=9)  # fmt: skip
-    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.06))
-    ax.set_xlabel(f"false alarms (share of {at['stable']:.0f} stable runs)", fontsize=9)
-    ax.set_ylabel(f"share of {at['collapsed']:.0f} collapsed runs", fontsize=9)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9, loc="lower right")
-    ax.set_title(f"At scale {at['scale']:g}: {100 * at['detected']:.0f} % of collapses seen, {100 * at['false_alarms']:.0f} % false alarms", fontsize=11)  # fmt: skip
-    figure.tight_layout()
-    return figure
+def _level(i: int, of: int) -> dict:
+    look = {"marker": "os^Dv"[i % 5], "markersize": 3.5, "linestyle": ("-", "--", "-.", ":")[i % 4]}
+    return look | {"alpha": 0.25 + 0.75 * (i + 1) / of}
 
 
 def case_study_html(frame: pd.DataFrame) -> str:
@@ -312,18 +300,12 @@ def case_study_html(frame: pd.DataFrame) -> str:
         if isinstance(row["label"], str) and row["label"] != row["truth"]:
             cells[4] = f"{row['label']} (wrong)"
         cells = ["-" if c is None or c != c else html.escape(str(c)).replace("\n", "<br>") for c in cells]
-        body.append(
-            "<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{c}</td>' for c in cells) + "</tr>"
-        )
+        body.append("<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{c}</td>' for c in cells) + "</tr>")  # fmt: skip
     head = ("method", "step", "question", "truth", "label", "answers of the group", "commonest rollouts")
-    return (
-        "<table><tr>"
-        + "".join(f'<th style="text-align:left">{h}</th>' for h in head)
-        + "</tr>"
-        + "".join(body)
-        + "</table>"
-    )
+    cells = "".join(f'<th style="text-align:left">{h}</th>' for h in head)
+    return f"<table><tr>{cells}</tr>{''.join(body)}</table>"
 
 
-def _list(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

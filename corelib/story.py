@@ -1,0 +1,257 @@
+"""What notebook 05 tells: the evidence that it reads, own runs or the committed sweep alike, and its tables.
+
+Shares lie in [0, 1]; intervals are 95 %. Nothing here trains or knows how a run should end.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from corelib import runs, sweep
+from corelib.alarm import alarm, keep
+from corelib.alarm_study import WINDOW, accuracy_at, judge_runs, smooth_accuracy
+from corelib.config import ROOT, RunConfig
+from corelib.findings import CLEAR, mean_interval, methods
+from corelib.plots import name
+from corelib.plots_diagnostics import Missing
+from corelib.rewards import METHODS
+from corelib.stats import wilson
+
+REFERENCE = ROOT / "outputs" / "reference"
+MAKE = "python -m corelib sweep --full --out outputs/reference"
+
+
+class Evidence(NamedTuple):
+    """Runs to tell of: `table` a row a run (and question), `frame` their metrics with columns run and method under each
+    other, `rollouts` method -> stored rollouts of one run."""
+
+    table: pd.DataFrame
+    frame: pd.DataFrame
+    rollouts: dict[str, pd.DataFrame]
+
+    def metrics(self) -> dict[str, pd.DataFrame]:
+        """Run -> its metrics, without columns that it has not logged."""
+        return {run: f.dropna(axis=1, how="all") for run, f in self.frame.groupby("run", sort=False)}
+
+
+def committed(folder: str | Path = REFERENCE) -> Evidence:
+    """The sweep's committed tables. Raises RuntimeError, with the command that makes them, when they are not there."""
+    folder = Path(folder)
+    if not ((folder / "sweep.csv").is_file() and (folder / "sweep.parquet").is_file()):
+        raise RuntimeError(f"{folder} holds no sweep.csv and sweep.parquet; `{MAKE}` makes them")
+    table, frame = pd.read_csv(folder / "sweep.csv"), pd.read_parquet(folder / "sweep.parquet")
+    frame = frame.assign(run=frame["run"].astype(str))
+    frame["method"] = frame["run"].map(table.drop_duplicates("run").set_index("run")["method"])
+    stored = folder / "sweep_rollouts.parquet"
+    rollouts = pd.read_parquet(stored) if stored.is_file() else pd.DataFrame({"method": []})
+    return Evidence(table, frame, {m: r.dropna(axis=1, how="all") for m, r in rollouts.groupby("method")})
+
+
+def main_runs(evidence: Evidence) -> Evidence:
+    """The sweep's nine methods under one setting; runs of other questions left out."""
+    table = evidence.table[evidence.table["question"] == "nine"]
+    return Evidence(table, evidence.frame[evidence.frame["run"].isin(table["run"])], evidence.rollouts)
+
+
+def of_folders(folders: Sequence[str | Path]) -> Evidence:
+    """The same of run folders, also of runs without `gt/` columns. Raises RuntimeError when none of them has trained."""
+    rows, frames, rollouts = [], [], {}
+    for folder in map(Path, folders):
+        metrics, manifest = runs.load_metrics(folder), runs.read_json(folder / "manifest.json")
+        if manifest is None or metrics["step"].max() < 1 or "reward" not in metrics:
+            print(f"{folder.name}: no metrics of a training, left out")
+            continue
+        config = manifest["config"]
+        settings = {s: config.get(s, getattr(RunConfig, s, None)) for s in sweep.SETTINGS}
+        rows.append({"question": "own", "run": folder.name, "method": config["method"], "seed": config["seed"], **settings} | judge(metrics))  # fmt: skip
+        frames.append(metrics.assign(run=folder.name, method=config["method"]))
+        stored = runs.load_completions(folder) if config["method"] not in rollouts else ()
+        if len(stored):
+            rollouts[config["method"]] = stored
+    if not rows:
+        raise RuntimeError("none of these runs has trained: `python -m corelib run` makes four in about eight minutes")
+    return Evidence(pd.DataFrame(rows), pd.concat(frames, ignore_index=True), rollouts)
+
+
+def judge(metrics: pd.DataFrame) -> dict:
+    """What became of one run, in the columns of sweep.csv; nan where its metrics do not say.
+
+    A run of fewer than ten steps is judged by as many as it has. Without `gt/accuracy` nobody knows whether it collapsed.
+    """
+    trained = metrics[metrics["step"] > 0].set_index("step")
+    window, found = min(WINDOW, len(trained)), alarm(metrics)
+    reward = trained["reward"].rolling(window).mean()
+    row = {"start": np.nan, "peak": np.nan, "peak_step": np.nan, "final": np.nan, "reward_at_peak": np.nan}
+    row |= {"collapsed": np.nan, "collapse": np.nan, "label_accuracy": np.nan, "held_out": np.nan}
+    row |= {"reward": reward.iloc[-1], "alarm": found.step, "kept": keep(metrics), "tokens": metrics.get("tokens", pd.Series([np.nan])).max()}  # fmt: skip
+    if "gt/validation" in metrics:
+        row["held_out"] = metrics["gt/validation"].dropna().iloc[-1]
+    if "gt/label_accuracy" in trained:
+        row["label_accuracy"] = trained["gt/label_accuracy"].tail(window).mean()
+    if "gt/accuracy" in trained:
+        smooth = smooth_accuracy(metrics, window)
+        low = smooth < smooth.cummax() / 2
+        row |= {"start": trained["gt/accuracy"].head(3).mean(), "peak": smooth.max(), "peak_step": smooth.idxmax()}
+        row |= {"final": smooth.iloc[-1], "reward_at_peak": reward.get(smooth.idxmax())}
+        row |= {"collapsed": bool(low.any()), "collapse": low.idxmax() if low.any() else None}
+    return row
+
+
+def show(draw: Callable, *given, **more):
+    """A figure or table, or the one sentence why these runs have none."""
+    try:
+        return draw(*given, **more)
+    except Missing as reason:
+        print(reason)
+        return None
+
+
+def paid(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """What a rollout of each method is paid for, and what the policy did at the end (last ten steps, mean over runs)."""
+    ends = frame.groupby("run").tail(WINDOW)
+    rows = []
+    for method in methods(table):
+        last = ends[ends["method"] == method]
+        rows.append(
+            {
+                "method": name(method),
+                "a rollout is paid": inspect.getdoc(METHODS[method]).splitlines()[0],
+                "reward": last["reward"].mean(),
+                "right": last["gt/accuracy"].mean() if "gt/accuracy" in last else np.nan,
+                "without an answer": last["answers/none"].mean(),
+                "commonest answer": last["answers/top_share"].mean(),
+                "tokens": last["length/mean"].mean(),
+                "entropy (nats)": last["entropy"].mean(),
+            }
+        )
+    return pd.DataFrame(rows).set_index("method")
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a method: accuracy at start, peak and end with the mean's interval, collapsed runs with Wilson's, rewards.
+
+    Raises Missing where no run knows its accuracy.
+    """
+    known = _known(table)
+    rows = {}
+    for method in methods(known):
+        part = known[known["method"] == method]
+        mean, low, high = mean_interval(part["final"])
+        fell = wilson(int(part["collapsed"].sum()), len(part))
+        rows[name(method)] = {
+            "seeds": len(part), "start": part["start"].mean(), "peak": part["peak"].mean(), "final": mean,
+            "final, low": max(low, 0.0), "final, high": min(high, 1.0), "collapsed": int(part["collapsed"].sum()),
+            "share, low": fell.low, "share, high": fell.high,
+            "reward at peak": part["reward_at_peak"].mean(), "reward": part["reward"].mean(),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def _known(table: pd.DataFrame) -> pd.DataFrame:
+    known = table[table["final"].notna()]
+    if known.empty:
+        raise Missing("none of these runs logged gt/accuracy, so nobody knows whether they collapsed; the alarm below needs no labels")  # fmt: skip
+    return known.assign(collapsed=known["collapsed"].astype(bool))
+
+
+def expectations(table: pd.DataFrame) -> pd.DataFrame:
+    """What a lab of one or two seeds led us to expect, and what these runs say: columns expected, measured, held.
+
+    `held` is decided by the data: yes, no, or open where seeds disagree or an interval crosses the line. As good as GT:
+    the interval of the difference, seed by seed, lies above minus `CLEAR`; no: it lies below 0. Raises Missing without gt.
+    """
+    known = _known(table)
+    part = {m: known[known["method"] == m].set_index("seed") for m in methods(known)}
+    rows = []
+
+    def row(expected: str, measured: str, hits: int, of: int):
+        rows.append({"expected": expected, "measured": measured, "held": "yes" if hits == of else "no" if hits <= of / 2 else "open"})  # fmt: skip
+
+    if "gt" in part:
+        gain, low, high = mean_interval(part["gt"]["final"] - part["gt"]["start"])
+        rows.append({"expected": "GT rises", "measured": f"final minus start {_points(gain, low, high)}", "held": "yes" if low > 0 else "no" if high < 0 else "open"})  # fmt: skip
+    if "majority_voting" in part:
+        mv = part["majority_voting"]
+        hit = mv["collapsed"] & (mv["peak"] > mv["start"]) & (mv["reward"] > mv["reward_at_peak"])
+        row("Majority voting rises, then falls below half its peak while its reward goes on rising", f"{hit.sum()} of {len(mv)} seeds; {mv['collapsed'].sum()} collapsed", hit.sum(), len(mv))  # fmt: skip
+    for m in ("self_certainty", "entropy"):
+        if m in part:
+            fell = part[m]["collapsed"]
+            row(f"{name(m)} degenerates", f"{fell.sum()} of {len(fell)} seeds collapsed", fell.sum(), len(fell))
+    for m in ("co_rewarding_ii", "co_rewarding_iii"):
+        if m in part and "gt" in part:
+            rows.append({"expected": f"{name(m)} ends as good as GT"} | _as_good(part[m], part["gt"]))
+    if {"co_rewarding_i", "majority_voting", "gt"} <= set(part):
+        i, mv, gt = (part[m]["final"] for m in ("co_rewarding_i", "majority_voting", "gt"))
+        both = sorted(set(i.index) & set(mv.index) & set(gt.index))
+        hits = sum(mv[s] < i[s] < gt[s] for s in both)
+        row("Co-rewarding-I ends between majority voting and GT", f"{hits} of {len(both)} seeds", hits, len(both))
+    if "frozen_teacher" in part and "gt" in part:
+        rows.append({"expected": "(nothing foreseen) Frozen teacher against GT"} | _as_good(part["frozen_teacher"], part["gt"]))  # fmt: skip
+    if "random" in part:
+        fell = part["random"]["collapsed"]
+        rows.append({"expected": "(nothing foreseen) Random reward, the control", "measured": f"{fell.sum()} of {len(fell)} seeds collapsed", "held": "-"})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _as_good(ours: pd.DataFrame, gt: pd.DataFrame) -> dict:
+    mean, low, high = mean_interval((ours["final"] - gt["final"]).dropna())
+    held = "yes" if low > -CLEAR else "no" if high < 0 else "open"
+    return {"measured": f"final minus GT's {_points(mean, low, high)}; {int(ours['collapsed'].sum())} of {len(ours)} collapsed", "held": held}  # fmt: skip
+
+
+def _points(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:+.1f} points" + ("" if low != low else f" ({100 * low:+.1f} to {100 * high:+.1f})")
+
+
+def moments(evidence: Evidence) -> dict[str, list[int]]:
+    """Three stored steps of each method's rollouts: the first, the one nearest to its peak, the last.
+
+    The peak is that of accuracy where it is known, or else what the alarm would keep.
+    """
+    found = {}
+    for method in methods(evidence.table):
+        if method not in evidence.rollouts:
+            continue
+        stored = sorted(evidence.rollouts[method]["step"].unique())
+        row = evidence.table[evidence.table["method"] == method].iloc[0]
+        peak = row["peak_step"] if row["peak_step"] == row["peak_step"] else row["kept"]
+        found[method] = list(dict.fromkeys(int(s) for s in (stored[0], min(stored, key=lambda s: abs(s - peak)), stored[-1])))  # fmt: skip
+    if not found:
+        raise Missing("no rollouts were stored with these runs, so there is no case study")
+    return found
+
+
+def choices(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """How much of its best accuracy each way to choose a checkpoint keeps: a row a run that has a labelled validation.
+
+    Columns run, method, last (the last step), label_free (`alarm.keep`), validation (the best `gt/validation`, the paper's
+    way). Raises Missing where no run has what it takes.
+    """
+    judged = {run: m for run, m in metrics.items() if {"gt/accuracy", "gt/validation"} <= set(m) and m["step"].max() >= WINDOW}  # fmt: skip
+    if not judged:
+        raise Missing("no run here has both gt/accuracy and gt/validation, so kept checkpoints cannot be compared")
+    table = judge_runs(judged)
+    return pd.DataFrame(
+        {
+            "run": table["run"],
+            "method": [judged[run]["method"].iloc[0] for run in table["run"]],
+            "last": [accuracy_at(judged[run], int(judged[run]["step"].max())) for run in table["run"]],
+            "label_free": table["kept_share"],
+            "validation": table["labelled_share"],
+        }
+    )
+
+
+def levels(rollouts: pd.DataFrame) -> dict:
+    """pair_id -> number of operations of a lab question; Missing for other data, whose rollouts do not hold a level."""
+    first = rollouts[rollouts["view"] == "original"].groupby("pair_id")["prompt"].first()
+    if not first.str.match(r"Q \d+( [+-] \d+)+ = \?").all():
+        raise Missing("these questions carry no difficulty, so there is no figure by level")
+    return {pair: text.count(" + ") + text.count(" - ") for pair, text in first.items()}
