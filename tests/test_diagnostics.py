@@ -268,6 +268,20 @@ def test_the_probe_never_sees_the_future():
     assert probe.with_probe(untouched, {}) is untouched
 
 
+def test_validation_stores_its_votes_and_forgets_those_that_a_resumed_run_makes_again(tmp_path):
+    from corelib.callbacks import Validate
+
+    validate = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(answer_equality="equivalent"))
+    said = {}
+    for step in (0, 10, 20, 30, 40, 30):
+        answer = {30: "7", 40: "7"}.get(step, "0.5" if step else "1/2")
+        said[step] = Validate._probe(validate, step, [(i, "5" if i else answer, 1.0) for i in range(12)])
+    assert said[0] == {"probe/keep": 0} and said[20] == {"probe/keep": 20}
+    assert said[30] == {"probe/settled": pytest.approx(11 / 12), "probe/keep": 20}
+    stored = runs.read_json(tmp_path / "probe.json")
+    assert list(stored) == ["0", "10", "20", "30"] and stored["20"]["labels"][:2] == ["1/2", "5"]
+
+
 def test_one_answer_keeps_its_first_spelling():
     votes = {
         "0": {"labels": ["1/2", "7", None], "support": [1, 1, 0]},
