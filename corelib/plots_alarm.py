@@ -98,20 +98,28 @@ def roc(table: pd.DataFrame):
 
 
 def kept(choices: pd.DataFrame):
-    """What three ways to choose a checkpoint keep of each run's best accuracy (`story.choices`), a mark a run."""
+    """What three ways to choose a checkpoint keep of each run's best accuracy (`story.choices`), a mark a run.
+
+    The bar and the title's figures are medians over the runs that collapsed, where the choice matters; over all runs when
+    none did. Runs that did not collapse are drawn faintly.
+    """
     ways = {"last": "the last one", "label_free": "without labels\n(the alarm)", "validation": "labelled\nvalidation"}
-    figure, ax = plt.subplots(figsize=(7, 3.8))
+    figure, ax = plt.subplots(figsize=(7.4, 3.9))
     methods = [m for m in STYLE if m in set(choices["method"])]
+    judged = choices[choices["collapsed"]] if choices["collapsed"].any() else choices
     for x, way in enumerate(ways):
         for i, method in enumerate(methods):
-            values = choices.loc[choices["method"] == method, way]
             place = x + 0.7 * ((i + 0.5) / len(methods) - 0.5)
-            ax.plot([place] * len(values), values, marker=MARKS[method], color=STYLE[method][0], markersize=5, alpha=0.8, linestyle="", label=name(method) if not x else None)  # fmt: skip
-        ax.plot([x - 0.4, x + 0.4], [choices[way].median()] * 2, color="k", linewidth=2)
+            for collapsed, part in choices[choices["method"] == method].groupby("collapsed"):
+                ax.plot([place] * len(part), part[way], marker=MARKS[method], color=STYLE[method][0], markersize=5, alpha=0.9 if collapsed else 0.25, linestyle="")  # fmt: skip
+        ax.plot([x - 0.4, x + 0.4], [judged[way].median()] * 2, color="k", linewidth=2)
     ax.set_xticks(range(len(ways)), ways.values(), fontsize=9)
     ax.set_ylabel("accuracy there / best of the run", fontsize=9)
-    ax.set_ylim(-0.02, 1.08)
+    ax.set_ylim(-0.04, 1.08)
     ax.spines[["top", "right"]].set_visible(False)
-    figures = {w: 100 * choices[w].median() for w in ways}
-    title = f"Kept of the best accuracy (median of {len(choices)} runs): {figures['label_free']:.0f} % without labels,\n{figures['validation']:.0f} % by labelled validation, {figures['last']:.0f} % by the last step"
-    return finish(figure, title, ax.get_legend_handles_labels()[0])
+    median = {w: 100 * judged[w].median() for w in ways}
+    which = f"{len(judged)} collapsed runs" if choices["collapsed"].any() else f"{len(judged)} runs, none collapsed"
+    title = f"Kept of the best accuracy (median of {which}): {median['label_free']:.0f} % without labels,\n{median['validation']:.0f} % by labelled validation, {median['last']:.0f} % by the last step"
+    look = {"linestyle": "", "markersize": 5}
+    handles = [plt.Line2D([], [], marker=MARKS[m], color=STYLE[m][0], label=name(m), **look) for m in methods]
+    return finish(figure, title, handles)

@@ -100,7 +100,8 @@ def _methods(frame: pd.DataFrame) -> list[str]:
     return [m for m in STYLE if m in set(frame["method"])]
 
 
-def _needs(frame: pd.DataFrame, *columns: str) -> None:
+def needs(frame: pd.DataFrame, *columns: str) -> None:
+    """Raise Missing, naming the column, where no run logged it."""
     for column in columns:
         if column not in frame or frame[column].isna().all():
             raise Missing(f"no figure here: none of these runs logged {column}")
@@ -135,7 +136,7 @@ def reward_and_accuracy(frame: pd.DataFrame):
     Rewards that are no share (entropy, self-certainty) are scaled to their own range and marked so. Raises Missing for
     runs that did not log whether their rollouts are right.
     """
-    _needs(frame, "reward", "gt/accuracy")
+    needs(frame, "reward", "gt/accuracy")
     figure, axes, left = panels(_methods(frame))
     apart = []
     for method, ax in axes.items():
@@ -163,7 +164,7 @@ def reward_and_accuracy(frame: pd.DataFrame):
 
 def held_out(frame: pd.DataFrame):
     """Accuracy on held-out problems (paper: figures 1 and 3), rewards of one view left, the others right."""
-    _needs(frame, "gt/validation")
+    needs(frame, "gt/validation")
     alone = [m for m in _methods(frame) if m in ("majority_voting", "self_certainty", "entropy", "random")]
     others = [m for m in _methods(frame) if m not in alone]
     sides = {k: v for k, v in (("paid by its own view, or by chance", alone), ("paid by truth, another view or a teacher", others)) if v}  # fmt: skip
@@ -191,7 +192,7 @@ def held_out(frame: pd.DataFrame):
 
 def votes(frame: pd.DataFrame):
     """How often the policy's vote, the teacher's vote and the label paid for are right (paper: figures 6 and 9)."""
-    _needs(frame, "gt/policy_label_accuracy")
+    needs(frame, "gt/policy_label_accuracy")
     kinds = {
         "gt/policy_label_accuracy": ("policy's vote", "-", None),
         "gt/teacher_label_accuracy": ("teacher's vote", "--", "s"),
@@ -221,7 +222,7 @@ def votes(frame: pd.DataFrame):
 
 def diversity(frame: pd.DataFrame):
     """Do answers concentrate within a group, which is learning, or across prompts, which is collapse?"""
-    _needs(frame, "answers/top_share", "answers/distinct_group")
+    needs(frame, "answers/top_share", "answers/distinct_group")
     rise = {}
     for method in _methods(frame):
         runs = [run.set_index("step")["answers/top_share"].dropna() for _, run in frame[frame["method"] == method].groupby("run")]  # fmt: skip
@@ -234,7 +235,7 @@ def diversity(frame: pd.DataFrame):
 
 def rollout_measures(frame: pd.DataFrame, columns=("about_question", "top_label", "repetition", "advantage")):
     """Measures of the stored rollouts over steps (`diagnostics.rollout_measures`, stacked), a line a method."""
-    _needs(frame, columns[0])
+    needs(frame, columns[0])
     ends = {m: _ends(frame[frame["method"] == m], columns[0])[1] for m in _methods(frame)}
     low, high = min(ends, key=ends.get), max(ends, key=ends.get)
     what = AXES.get(columns[0], columns[0])

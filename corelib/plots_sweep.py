@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from corelib.findings import ANSWERS, CROSSED, VARIED, fell, mean_interval, methods, tidy
 from corelib.plots import STYLE, name
-from corelib.plots_diagnostics import MARKS, Missing, band, finish, listed, parted
+from corelib.plots_diagnostics import MARKS, Missing, band, finish, listed, needs, parted
 
 
 def collapse_figure(table: pd.DataFrame, metrics: pd.DataFrame):
@@ -29,6 +30,7 @@ def collapse_figure(table: pd.DataFrame, metrics: pd.DataFrame):
     frame = metrics.assign(run=metrics["run"].astype(str))
     frame = frame[frame["run"].isin(method.index)]
     frame = frame.assign(method=frame["run"].map(method))
+    needs(frame, "reward", "gt/accuracy")
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharex=True)
     titles = ("What they are paid", "What we want")
     for ax, column, above in zip(axes, ("reward", "gt/accuracy"), titles, strict=True):
@@ -51,9 +53,10 @@ def _collapse_title(table: pd.DataFrame, frame: pd.DataFrame, main: list[str]) -
     others = listed([f"{name(m)} {count[m]}" for m in main if m not in alone])
     if not alone:
         return f"Collapsed: {others} seeds"
+    first = f"Majority voting collapses in {count['majority_voting']} seeds"
     if paid:
-        return f"Majority voting ends paid more, and right less than half as often as at its peak, in {paid} of {count[alone[0]].split(' of ')[1]} seeds\n(collapsed: {others})"
-    return f"Majority voting collapses in {count[alone[0]]} seeds ({others})"
+        first += f" and is paid more and more all the same in {paid}"
+    return f"{first}" + (f"\n(collapsed of the others: {others})" if others else "")
 
 
 def ends(table: pd.DataFrame):
@@ -69,8 +72,8 @@ def ends(table: pd.DataFrame):
         for final, down in zip(rows["final"], rows["collapsed"].astype(bool), strict=True):
             ax.plot(final, y - 0.16, "X" if down else "o", color=colour, markersize=6)
         mean, low, high = mean_interval(rows["final"])
-        ax.plot([mean, mean], [y - 0.34, y + 0.02], color="k", linewidth=2)
         if low == low:
+            ax.plot([mean, mean], [y - 0.34, y + 0.02], color="k", linewidth=2)
             ax.plot([max(low, 0), min(high, 1)], [y - 0.16] * 2, color="k", linewidth=1, zorder=0)
     ax.set_yticks(range(len(order)), [name(m) for m in reversed(order)], fontsize=9)
     ax.set_xlabel("rollouts that are right, mean of ten steps", fontsize=9)
@@ -86,8 +89,9 @@ def ends(table: pd.DataFrame):
         plt.Line2D([], [], marker="o", markerfacecolor="white", label="peak of a seed", **look),
         plt.Line2D([], [], marker="o", label="its end", **look),
         plt.Line2D([], [], marker="X", label="its end, collapsed", **look),
-        plt.Line2D([], [], color="k", marker="|", markersize=10, markeredgewidth=2, label="mean end, 95 %"),
     ]
+    if table.duplicated("method").any():
+        lines.append(plt.Line2D([], [], color="k", marker="|", markersize=10, markeredgewidth=2, label="mean end, 95 %"))  # fmt: skip
     return finish(figure, title, lines)
 
 
@@ -130,4 +134,5 @@ def question(table: pd.DataFrame, name_: str):
 
 
 def _wrap(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+    text = re.sub(r"(?<=\d) (?=(of|%))|(?<=of) (?=\d)", "\u00a0", text)  # a count is not broken
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from corelib import runs, sweep
 from corelib.alarm import alarm, keep
-from corelib.alarm_study import WINDOW, accuracy_at, judge_runs, smooth_accuracy
+from corelib.alarm_study import WINDOW, accuracy_at, smooth_accuracy
 from corelib.config import ROOT, RunConfig
 from corelib.findings import CLEAR, mean_interval, methods
 from corelib.plots import name
@@ -228,23 +228,23 @@ def moments(evidence: Evidence) -> dict[str, list[int]]:
     return found
 
 
-def choices(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def choices(judged: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """How much of its best accuracy each way to choose a checkpoint keeps: a row a run that has a labelled validation.
 
-    Columns run, method, last (the last step), label_free (`alarm.keep`), validation (the best `gt/validation`, the paper's
-    way). Raises Missing where no run has what it takes.
+    `judged`: `diagnostics.judge_runs(metrics)`. Columns run, method, last (the last step), label_free (`alarm.keep`),
+    validation (the best `gt/validation`, the paper's way), collapsed. Raises Missing where no run has what it takes.
     """
-    judged = {run: m for run, m in metrics.items() if {"gt/accuracy", "gt/validation"} <= set(m) and m["step"].max() >= WINDOW}  # fmt: skip
-    if not judged:
+    table = judged[judged["labelled_share"].notna()]
+    if table.empty:
         raise Missing("no run here has both gt/accuracy and gt/validation, so kept checkpoints cannot be compared")
-    table = judge_runs(judged)
     return pd.DataFrame(
         {
             "run": table["run"],
-            "method": [judged[run]["method"].iloc[0] for run in table["run"]],
-            "last": [accuracy_at(judged[run], int(judged[run]["step"].max())) for run in table["run"]],
+            "method": [metrics[run]["method"].iloc[0] for run in table["run"]],
+            "last": [accuracy_at(metrics[run], int(metrics[run]["step"].max())) for run in table["run"]],
             "label_free": table["kept_share"],
             "validation": table["labelled_share"],
+            "collapsed": table["collapse"].notna(),
         }
     )
 
