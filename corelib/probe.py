@@ -13,11 +13,12 @@ import pandas as pd
 
 from corelib.answers import equivalent
 
-# Set on 12 lab runs of seeds 0-4 (majority voting, I, gt), with the four answers a question that they drew and with one:
-# at 1/2 and one answer, two chance votes of three make a habit, and runs of I look as if they lost a third of theirs
-SURE = 2 / 3  # mean support above which an answer is a habit
-LEAST = 3  # earlier validations that a habit needs: within the first two a base model changes most of its answers
-FEW = 10  # habits below which nothing is said: one lost would move the share by more than a tenth
+# Set on 14 lab runs of seeds 0-4 (majority voting, I, II, gt, random), with the four answers a question that they drew and
+# with their vote alone, as after greedy validation. Weighing all answers alike, runs that stay well look as if they lost a
+# third of theirs at step 30; counting only those above a fixed support, an unsure policy has none to lose.
+POWER = 3  # of an answer's mean support: its weight; 2 to 3 part the runs
+LEAST = 3  # earlier validations that are asked for: within the first two a base model changes most of its answers
+FEW = 30  # questions below which nothing is said: chance alone could lose a quarter
 
 
 def one_spelling(labels: Sequence[str | None], votes: Mapping[str, Mapping], equality: str) -> list[str | None]:
@@ -40,35 +41,32 @@ def habits(votes: Mapping[str, Mapping], steps: Sequence[int]) -> list[tuple[str
         for step in steps:
             label, support = (votes[str(step)][part][question] for part in ("labels", "support"))
             if label is not None:
-                total[label] = total.get(label, 0.0) + support / len(steps)
-        found.append(max(total.items(), key=lambda item: item[1], default=(None, 0.0)))
+                total[label] = total.get(label, 0.0) + support
+        best, weight = max(total.items(), key=lambda item: item[1], default=(None, 0.0))
+        found.append((best, weight / len(steps)))
     return found
 
 
 def measures(votes: Mapping[str, Mapping], step: int) -> dict[str, float]:
     """`probe/settled` and `probe/keep` at a validation.
 
-    settled: of the questions whose commonest answer had more than `SURE` mean support over the earlier validations (a
-    habit), the share on which the policy still votes for it; not said with fewer than `LEAST` of these or `FEW` habits. A
-    policy that learns changes answers that it was unsure of, and settles; one that collapses loses its habits.
+    settled: share of the questions on which the policy still gives its commonest answer of the earlier validations, each
+    weighed by that answer's mean support, cubed; not said before `LEAST` of them or with fewer than `FEW` questions. A
+    policy that learns changes answers that it was unsure of, and settles; one that collapses loses those it was sure of.
     keep: the validation up to now whose votes agree best with those of all of them together (support times support,
     summed over the questions; the later of equals): majority voting over checkpoints.
 
-    >>> votes = {str(s): {"labels": ["7"] * 9 + [a], "support": [1.0] * 10} for s, a in ((0, "2"), (10, "2"), (20, "2"), (30, "3"))}
+    >>> votes = {str(s): {"labels": ["7"] * 30 + [a] * 10, "support": [1.0] * 40} for s, a in ((0, "2"), (10, "2"), (20, "2"), (30, "3"))}
     >>> measures(votes, 30)
-    {'probe/settled': 0.9, 'probe/keep': 20}
+    {'probe/settled': 0.75, 'probe/keep': 20}
     """
     steps = sorted(s for s in map(int, votes) if s <= step)
     now, before = votes[str(step)], steps[:-1]
     found = {}
-    if len(before) >= LEAST:
-        own = [
-            vote == habit
-            for vote, (habit, mean) in zip(now["labels"], habits(votes, before), strict=True)
-            if mean > SURE
-        ]
-        if len(own) >= FEW:
-            found["probe/settled"] = sum(own) / len(own)
+    if len(before) >= LEAST and len(now["labels"]) >= FEW:
+        weights = [(mean**POWER, vote == habit) for vote, (habit, mean) in zip(now["labels"], habits(votes, before), strict=True)]  # fmt: skip
+        if total := sum(weight for weight, _ in weights):
+            found["probe/settled"] = sum(weight for weight, same in weights if same) / total
     together = habits(votes, steps)
     return found | {"probe/keep": max(steps, key=lambda s: (_agreement(votes[str(s)], together), s))}
 
