@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from corelib.alarm import RULE, Rule, alarm, evidence, first_fired, keep
@@ -51,6 +52,30 @@ def accuracy_at(metrics: pd.DataFrame, step: int) -> float:
     if smooth.empty:
         return float("nan")
     return float(smooth.iloc[abs(smooth.index - (step + WINDOW // 2)).argmin()] / smooth.max())
+
+
+def fate(metrics: pd.DataFrame) -> dict:
+    """What became of one run, in the columns of sweep.csv; nan where its metrics do not say.
+
+    A run of fewer than ten steps is judged by as many as it has. Without `gt/accuracy` nobody knows whether it collapsed.
+    """
+    trained = metrics[metrics["step"] > 0].set_index("step")
+    window, found = min(WINDOW, len(trained)), alarm(metrics)
+    reward = trained["reward"].rolling(window).mean()
+    row = {"start": np.nan, "peak": np.nan, "peak_step": np.nan, "final": np.nan, "reward_at_peak": np.nan}
+    row |= {"collapsed": np.nan, "collapse": np.nan, "label_accuracy": np.nan, "held_out": np.nan}
+    row |= {"reward": reward.iloc[-1], "alarm": found.step, "kept": keep(metrics), "tokens": metrics.get("tokens", pd.Series([np.nan])).max()}  # fmt: skip
+    if "gt/validation" in metrics:
+        row["held_out"] = metrics["gt/validation"].dropna().iloc[-1]
+    if "gt/label_accuracy" in trained:
+        row["label_accuracy"] = trained["gt/label_accuracy"].tail(window).mean()
+    if "gt/accuracy" in trained:
+        smooth = smooth_accuracy(metrics, window)
+        low = smooth < smooth.cummax() / 2
+        row |= {"start": trained["gt/accuracy"].head(3).mean(), "peak": smooth.max(), "peak_step": smooth.idxmax()}
+        row |= {"final": smooth.iloc[-1], "reward_at_peak": reward.get(smooth.idxmax())}
+        row |= {"collapsed": bool(low.any()), "collapse": low.idxmax() if low.any() else None}
+    return row
 
 
 def judge_runs(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFrame:

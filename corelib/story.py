@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from corelib import runs, sweep
-from corelib.alarm import alarm, keep
-from corelib.alarm_study import WINDOW, accuracy_at, smooth_accuracy
+from corelib.alarm_study import WINDOW, accuracy_at, fate
 from corelib.config import ROOT, RunConfig
 from corelib.findings import CLEAR, mean_interval, methods
 from corelib.plots import name
@@ -73,7 +72,7 @@ def of_folders(folders: Sequence[str | Path]) -> Evidence:
         if votes and "probe/settled" not in metrics:  # a run made before validation logged it
             metrics = with_probe(metrics, votes)
         settings = {s: config.get(s, getattr(RunConfig, s, None)) for s in sweep.SETTINGS}
-        rows.append({"question": "own", "run": folder.name, "method": config["method"], "seed": config["seed"], **settings} | judge(metrics))  # fmt: skip
+        rows.append({"question": "own", "run": folder.name, "method": config["method"], "seed": config["seed"], **settings} | fate(metrics))  # fmt: skip
         frames.append(metrics.assign(run=folder.name, method=config["method"]))
         stored = runs.load_completions(folder) if config["method"] not in rollouts else ()
         if len(stored):
@@ -83,30 +82,6 @@ def of_folders(folders: Sequence[str | Path]) -> Evidence:
     return Evidence(pd.DataFrame(rows), pd.concat(frames, ignore_index=True), rollouts)
 
 
-def judge(metrics: pd.DataFrame) -> dict:
-    """What became of one run, in the columns of sweep.csv; nan where its metrics do not say.
-
-    A run of fewer than ten steps is judged by as many as it has. Without `gt/accuracy` nobody knows whether it collapsed.
-    """
-    trained = metrics[metrics["step"] > 0].set_index("step")
-    window, found = min(WINDOW, len(trained)), alarm(metrics)
-    reward = trained["reward"].rolling(window).mean()
-    row = {"start": np.nan, "peak": np.nan, "peak_step": np.nan, "final": np.nan, "reward_at_peak": np.nan}
-    row |= {"collapsed": np.nan, "collapse": np.nan, "label_accuracy": np.nan, "held_out": np.nan}
-    row |= {"reward": reward.iloc[-1], "alarm": found.step, "kept": keep(metrics), "tokens": metrics.get("tokens", pd.Series([np.nan])).max()}  # fmt: skip
-    if "gt/validation" in metrics:
-        row["held_out"] = metrics["gt/validation"].dropna().iloc[-1]
-    if "gt/label_accuracy" in trained:
-        row["label_accuracy"] = trained["gt/label_accuracy"].tail(window).mean()
-    if "gt/accuracy" in trained:
-        smooth = smooth_accuracy(metrics, window)
-        low = smooth < smooth.cummax() / 2
-        row |= {"start": trained["gt/accuracy"].head(3).mean(), "peak": smooth.max(), "peak_step": smooth.idxmax()}
-        row |= {"final": smooth.iloc[-1], "reward_at_peak": reward.get(smooth.idxmax())}
-        row |= {"collapsed": bool(low.any()), "collapse": low.idxmax() if low.any() else None}
-    return row
-
-
 def show(draw: Callable, *given, **more):
     """A figure or table, or the one sentence why these runs have none."""
     try:
@@ -114,6 +89,14 @@ def show(draw: Callable, *given, **more):
     except Missing as reason:
         print(reason)
         return None
+
+
+def styled(table: pd.DataFrame, formats: Mapping[str, str] | None = None, index: bool = True):
+    """A table as a notebook shows it: text to the left, shares and steps in the given formats, "-" for what is not there."""
+    text = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
+    look = table.style.format({c: f for c, f in (formats or {}).items() if c in table}, na_rep="-")
+    look = look.set_properties(subset=text, **{"text-align": "left", "vertical-align": "top"})
+    return look if index else look.hide(axis="index")
 
 
 def paid(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:

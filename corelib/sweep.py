@@ -14,9 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from corelib import pipeline, runs
-from corelib.alarm import SIGNALS, alarm, keep
-from corelib.alarm_study import collapse_step, smooth_accuracy
+from corelib.alarm import SIGNALS
+from corelib.alarm_study import fate, smooth_accuracy
 from corelib.config import METHOD_NAMES, RunConfig, load_config, unknown
+from corelib.probe import with_probe
 
 REPORT = [10, 11, 12, 13, 14]  # seeds of every figure that is reported; the lab was tuned on seeds 0 to 4
 FEW = [10, 11]
@@ -202,32 +203,17 @@ def gather(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = Non
             if runs.read_status(folder).get("state") != "done":
                 continue
             if config.run_name not in metrics:
-                metrics[config.run_name] = runs.load_metrics(folder)
+                votes = runs.read_json(folder / "probe.json") or {}
+                metrics[config.run_name] = with_probe(runs.load_metrics(folder), votes)
             rows.append({"question": question} | describe(config, metrics[config.run_name]))
     long = [m.reindex(columns=["step", *COLUMNS]).assign(run=name) for name, m in metrics.items()]
     return pd.DataFrame(rows), pd.concat(long, ignore_index=True) if long else pd.DataFrame()
 
 
 def describe(config: RunConfig, metrics: pd.DataFrame) -> dict:
-    """One run in a row: its settings, what became of it, and what the alarm said.
-
-    Accuracies are shares of the rollouts of the original view, means of ten steps; `held_out` is the last validation.
-    `collapse` and `alarm` are steps, nan for never.
-    """
-    smooth, found, fell = smooth_accuracy(metrics), alarm(metrics), collapse_step(metrics)
-    peak_step = smooth.idxmax() if smooth.notna().any() else None  # a run shorter than the window has no mean
-    return {
-        "run": config.run_name, "method": config.method, "seed": config.seed,
-        **{name: getattr(config, name) for name in SETTINGS},
-        "start": metrics.loc[metrics["step"].between(1, 3), "gt/accuracy"].mean(),
-        "peak": smooth.max(), "peak_step": peak_step, "final": smooth.iloc[-1],
-        "held_out": metrics["gt/validation"].dropna().iloc[-1],
-        "reward_at_peak": metrics.set_index("step")["reward"].rolling(10).mean().get(peak_step),
-        "reward": metrics["reward"].tail(10).mean(),
-        "label_accuracy": metrics["gt/label_accuracy"].tail(10).mean() if "gt/label_accuracy" in metrics else None,
-        "collapsed": fell is not None, "collapse": fell, "alarm": found.step, "kept": keep(metrics),
-        "tokens": int(metrics["tokens"].max()),
-    }  # fmt: skip
+    """One run in a row: its settings, and its `corelib.alarm_study.fate`."""
+    settings = {name: getattr(config, name) for name in SETTINGS}
+    return {"run": config.run_name, "method": config.method, "seed": config.seed} | settings | fate(metrics)
 
 
 def rollouts(

@@ -67,7 +67,7 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     assert len(again) == 60 and again["gt/accuracy"].iloc[-1] == pytest.approx(0.1, abs=1e-4)
     assert pd.read_csv(tmp_path / "out" / "sweep.csv")["collapse"].tolist() == [46]
     short = metrics[metrics["step"] <= 4].assign(**{"gt/validation": 0.3, "tokens": 1})
-    assert sweep.describe(config, short)["peak_step"] is None  # shorter than the mean
+    assert sweep.describe(config, short)["peak_step"] == 4  # shorter than ten steps: one mean of all
     sweep.show(table)
     assert "1 of 1" in capsys.readouterr().out
     assert sweep.changed(row) == "" and sweep.changed(row | {"learning_rate": 1e-4}) == "learning_rate=0.0001"
