@@ -115,19 +115,23 @@ def training(frame: pd.DataFrame, method: str):
 
 
 def live(folder, method: str, every: float = 20.0):
-    """A callable for `launch.train(poll=...)`: redraws one figure in place from the run's metrics file."""
+    """A callable for `launch.train(poll=...)`: redraws one figure in place from the run's metrics file.
+
+    Every `every` seconds at most, and so that drawing takes 2 % of the time: the run needs the core.
+    """
     import time
 
     from IPython.display import display
 
     from corelib import runs
 
-    shown = {"time": 0.0, "handle": None}
+    shown = {"time": 0.0, "cost": 0.0, "handle": None}
 
     def poll(force: bool = False) -> None:
-        if not force and time.time() - shown["time"] < every:
+        began = time.time()
+        if not force and began - shown["time"] < max(every, 50 * shown["cost"]):
             return
-        shown["time"] = time.time()
+        shown["time"] = began
         frame = runs.load_metrics(folder)
         if "reward" not in frame:
             return  # only the validation before the first step so far
@@ -137,6 +141,7 @@ def live(folder, method: str, every: float = 20.0):
         else:
             shown["handle"].update(figure)
         plt.close(figure)
+        shown["cost"] = time.time() - began
 
     return poll
 
