@@ -221,10 +221,14 @@ def votes(frame: pd.DataFrame):
 
 
 def diversity(frame: pd.DataFrame):
-    """Do answers concentrate within a group, which is learning, or across prompts, which is collapse?"""
+    """Do answers concentrate within a group, which is learning, or across prompts, which is collapse?
+
+    The title leaves out batches of two views: they hold half as many questions, so one answer's share is larger by itself.
+    """
     needs(frame, "answers/top_share", "answers/distinct_group")
     rise = {}
-    for method in _methods(frame):
+    paired = set(frame.loc[frame["views/agreement"].notna(), "method"]) if "views/agreement" in frame else set()
+    for method in [m for m in _methods(frame) if m not in paired] or _methods(frame):
         runs = [run.set_index("step")["answers/top_share"].dropna() for _, run in frame[frame["method"] == method].groupby("run")]  # fmt: skip
         rise[method] = sum(r.tail(WINDOW).mean() / r.head(WINDOW).mean() for r in runs) / len(runs)
     most = max(rise, key=rise.get)

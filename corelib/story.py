@@ -140,6 +140,19 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """The README's table: a row a method, means over seeds, the final accuracy with its interval over seeds."""
+    made, alarms = over_seeds(table), table.groupby(table["method"].map(name))["alarm"].count()
+    rows = ["| method | start | peak | final (95 %) | reward, peak to end | collapsed | alarm |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for method, (label, r) in zip(methods(_known(table)), made.iterrows(), strict=True):
+        fell = f"{r['collapsed']:.0f} of {r['seeds']:.0f}"
+        rows.append(
+            f"| `{method}` | {100 * r['start']:.0f} % | {100 * r['peak']:.0f} % | {100 * r['final']:.0f} % ({100 * r['final, low']:.0f} to {100 * r['final, high']:.0f}) "
+            f"| {r['reward at peak']:.2f} to {r['reward']:.2f} | {f'**{fell}**' if r['collapsed'] else fell} | {alarms[label]} of {r['seeds']:.0f} |"
+        )
+    return "\n".join(rows)
+
+
 def _known(table: pd.DataFrame) -> pd.DataFrame:
     known = table[table["final"].notna()]
     if known.empty:
