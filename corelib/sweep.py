@@ -237,7 +237,8 @@ def rollouts(
 def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path) -> None:
     """sweep.csv and sweep.parquet; metrics as float32 rounded to four digits, so that a hundred runs stay small."""
     folder.mkdir(parents=True, exist_ok=True)
-    table.round(4).to_csv(folder / "sweep.csv", index=False)
+    measured = {c: 4 for c in table.columns.difference(SETTINGS) if table[c].dtype.kind == "f"}
+    table.round(measured).to_csv(folder / "sweep.csv", index=False)
     small = metrics.astype({c: "float32" for c in COLUMNS} | {"step": "int16", "run": "category"}).round(4)
     small.to_parquet(folder / "sweep.parquet", index=False, compression="zstd")
 

@@ -65,7 +65,8 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     sweep.write(table, metrics, tmp_path / "out")
     again = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
     assert len(again) == 60 and again["gt/accuracy"].iloc[-1] == pytest.approx(0.1, abs=1e-4)
-    assert pd.read_csv(tmp_path / "out" / "sweep.csv")["collapse"].tolist() == [46]
+    stored = pd.read_csv(tmp_path / "out" / "sweep.csv")
+    assert stored["collapse"].tolist() == [46] and stored["learning_rate"].tolist() == [2.5e-4]  # settings unrounded
     short = metrics[metrics["step"] <= 4].assign(**{"gt/validation": 0.3, "tokens": 1})
     assert sweep.describe(config, short)["peak_step"] == 4  # shorter than ten steps: one mean of all
     sweep.show(table)
