@@ -86,7 +86,7 @@ def main(argv=None) -> int:
         "--only", default="", help="comma-separated questions to the lab, e.g. near_copy,kl (corelib/sweep.py has them)"
     )
     p.add_argument("--full", action="store_true", help="all questions to the lab: hours; stop and go on at will")
-    p.add_argument("--out", default="", help="folder for sweep.csv and sweep.parquet (default: the sweep's own)")
+    p.add_argument("--out", default="", help="folder for tables and figure (default: the sweep's own)")
     p.add_argument("--root", default="", help="folder for run folders (default outputs/runs)")
     p.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
     p.add_argument("--dry-run", action="store_true", help="print what would run")

@@ -11,12 +11,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from corelib import pipeline, runs
 from corelib.alarm import SIGNALS
 from corelib.alarm_study import fate, smooth_accuracy
 from corelib.config import METHOD_NAMES, RunConfig, load_config, unknown
+from corelib.plots_sweep import collapse_figure
 from corelib.probe import with_probe
 
 REPORT = [10, 11, 12, 13, 14]  # seeds of every figure that is reported; the lab was tuned on seeds 0 to 4
@@ -177,20 +179,18 @@ def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None)
 
 
 def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str | Path = "", root: Path | None = None, say=print) -> int:  # fmt: skip
-    """Execute what is not done, then write sweep.csv and sweep.parquet; returns 0 when every run is done.
+    """Execute what is not done, then write tables and figure; returns 0 when every run is done.
 
-    out: folder of the two files; default the sweep's own below `root`.
+    out: folder for them; default the sweep's own below `root`.
     """
     whole = plan(questions, root)
     state = pipeline.execute_plan(whole, workers, say)
     table, metrics = gather(questions, root)
     if len(table):
         folder = Path(out or whole.folder)
-        write(table, metrics, folder)
-        if len(shown := rollouts(questions, root)):
-            shown.to_parquet(folder / "sweep_rollouts.parquet", index=False, compression="zstd")
+        write(table, metrics, folder, rollouts(questions, root))
         show(table)
-        say(f"tables: {folder / 'sweep.csv'}, sweep.parquet")
+        say(f"tables and figure: {folder}")
     return pipeline.unfinished(state, say)
 
 
@@ -234,13 +234,22 @@ def rollouts(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path) -> None:
-    """sweep.csv and sweep.parquet; metrics as float32 rounded to four digits, so that a hundred runs stay small."""
+def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path, stored: pd.DataFrame | None = None) -> None:
+    """sweep.csv, sweep.parquet and, where there are any, the stored rollouts and the figure of the nine methods.
+
+    Metrics are float32 rounded to four digits, so that hundreds of runs stay below 2 MB.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     measured = {c: 4 for c in table.columns.difference(SETTINGS) if table[c].dtype.kind == "f"}
     table.round(measured).to_csv(folder / "sweep.csv", index=False)
     small = metrics.astype({c: "float32" for c in COLUMNS} | {"step": "int16", "run": "category"}).round(4)
     small.to_parquet(folder / "sweep.parquet", index=False, compression="zstd")
+    if stored is not None and len(stored):
+        stored.to_parquet(folder / "sweep_rollouts.parquet", index=False, compression="zstd")
+    if set(MAIN) & set(table.loc[table["question"] == "nine", "method"]):
+        figure = collapse_figure(table, metrics)
+        figure.savefig(folder / "collapse.png", dpi=150)
+        plt.close(figure)
 
 
 def by_setting(table: pd.DataFrame) -> pd.DataFrame:

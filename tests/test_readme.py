@@ -3,7 +3,6 @@
 import re
 import shlex
 
-import pandas as pd
 import pytest
 import yaml
 
@@ -62,13 +61,13 @@ def test_every_method_is_described():
     assert all(f"`{m}`" in README for m in METHOD_NAMES)
 
 
-def test_lab_table_is_the_committed_run():
-    table = pd.read_csv(REFERENCE / "lab_table.csv")
-    for r in table.to_dict("records"):
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{r['method']}` |") and "%" in line)
-        for column in ("base_accuracy", "best_accuracy", "final_accuracy"):
-            assert f"{100 * r[column]:.1f} %" in row
-        assert ("yes" in row.lower()) == bool(r["collapsed"])
+def test_lab_table_is_the_committed_sweep():
+    from corelib import story
+
+    nine = story.main_runs(story.committed()).table
+    assert story.markdown(nine) in README
+    assert set(nine["method"]) == set(METHOD_NAMES) and nine.groupby("method")["seed"].nunique().eq(5).all()
+    assert sum((REFERENCE / name).stat().st_size for name in ("sweep.csv", "sweep.parquet", "sweep_rollouts.parquet")) < 2e6  # fmt: skip
 
 
 def test_bench_table_is_the_committed_measurement():

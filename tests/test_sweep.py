@@ -63,6 +63,7 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     assert row["collapse"] == 46  # means: 45 -> .45, 46 -> .38
     assert row["reward"] == pytest.approx(0.555) and row["tokens"] == 6000 and row["label_accuracy"] == 0.25
     sweep.write(table, metrics, tmp_path / "out")
+    assert (tmp_path / "out" / "collapse.png").is_file()
     again = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
     assert len(again) == 60 and again["gt/accuracy"].iloc[-1] == pytest.approx(0.1, abs=1e-4)
     stored = pd.read_csv(tmp_path / "out" / "sweep.csv")
