@@ -52,6 +52,25 @@ def servers(config: RunConfig) -> list[str]:
     return [url.strip() for url in config.vllm_server.split(",") if url.strip()]
 
 
+def server_lines(config: RunConfig) -> list[str]:
+    """Shell lines that start the servers of `engine: vllm_server`, each on a GPU that does not train; TRL's settings."""
+    import shlex
+    from urllib.parse import urlsplit
+
+    from trl.scripts.vllm_serve import ScriptArguments, build_command
+
+    lines, length = [], config.max_prompt_tokens + config.max_completion_tokens
+    for url in servers(config):
+        at = urlsplit(url if "//" in url else f"//{url}")
+        asked = ScriptArguments(
+            model=config.base_model, host="0.0.0.0", port=at.port or 8000, max_model_len=length, dtype="bfloat16" if config.bf16 else "float32"
+        )  # fmt: skip
+        command = build_command(asked)
+        # VLLM_SERVER_DEV_MODE: vLLM keeps the endpoints that receive weights behind it
+        lines.append(f"VLLM_SERVER_DEV_MODE=1 {shlex.join(['vllm', *command[command.index('serve'):]])}  # on {at.hostname}")  # fmt: skip
+    return lines
+
+
 @contextmanager
 def weights_of(trainer, model):
     """Let TRL's generation use another model's weights, and put the policy back whatever happens.

@@ -140,12 +140,17 @@ def train_command(config: RunConfig, folder: str | Path) -> list[str]:
 
 
 def train_lines(config: RunConfig, folder: str | Path, machines: int = 1) -> list[str]:
-    """The same as shell lines, one for each machine."""
+    """The same as shell lines, one for each machine; before them those of vLLM's servers, where the run asks servers."""
+    serve = []
+    if config.engine == "vllm_server":
+        from corelib.engine import server_lines
+
+        serve = server_lines(config)
     if machines == 1:
-        return [shlex.join(train_command(config, folder))]
+        return [*serve, shlex.join(train_command(config, folder))]
     total = processes.count(config) * machines
     file = Path(folder) / processes.FILE
-    return processes.machine_commands(_module(folder), file, machines, total, config.stop_seconds)
+    return serve + processes.machine_commands(_module(folder), file, machines, total, config.stop_seconds)
 
 
 def _module(folder: str | Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Engines and LoRA without vLLM: the swap of weights, its guard, batches that fit, the teacher as a second adapter."""
 
 import copy
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
-from corelib import engine, runs, train
+from corelib import engine, launch, runs, train
 from corelib.config import load_config
 from corelib.teacher import Teacher, policy_weight
 from corelib.trainer import CoRewardingTrainer
@@ -321,3 +322,16 @@ def test_lora_update_is_the_same_average_as_a_full_one():
         all(torch.allclose(after[k], before[k] * 0.75 + policy[k] * 0.25) for k in after)
         and teacher.distance(model) > 0
     )
+
+
+def test_server_lines_start_what_the_client_needs():
+    """One line a server: its port, the longest rollout, and the endpoints that receive weights."""
+    config = load_config("qwen3-4b", engine="vllm_server", vllm_server="http://a:8000, http://b:8001", max_completion_tokens=488)  # fmt: skip
+    first, second = launch.train_lines(config, "run")[:2]
+    assert first.endswith("# on a") and second.endswith("# on b")
+    words = shlex.split(second, comments=True)
+    assert words[:4] == ["VLLM_SERVER_DEV_MODE=1", "vllm", "serve", "Qwen/Qwen3-4B-Base"]
+    given = dict(zip(words, words[1:], strict=False))
+    assert (given["--port"], given["--max-model-len"], given["--dtype"]) == ("8001", "1000", "bfloat16")
+    assert given["--weight-transfer-config"] == '{"backend": "nccl"}' and "--logprobs-mode" in words
+    assert len(launch.train_lines(load_config("qwen3-4b"), "run")) == 1
