@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -133,7 +135,10 @@ def read(path: str | Path) -> dict[str, list[RunConfig]]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"sweep file {path} does not exist; it is YAML with profile, methods, seeds, settings")
-    spec = yaml.safe_load(path.read_text()) or {}
+    try:
+        spec = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"sweep file {path} is not YAML: {error}") from None
     if not isinstance(spec, dict):
         raise ValueError(f"sweep file {path} holds a {type(spec).__name__}; it must be a mapping of key: value")
     return {path.stem: grid(spec)}
@@ -157,15 +162,19 @@ def grid(spec: Mapping) -> list[RunConfig]:
         if key not in ("profile", "methods", "seeds", "settings"):
             raise ValueError(unknown("key of a sweep file", key, ("profile", "methods", "seeds", "settings")))
     settings = spec.get("settings") or {}
-    for key, values in settings.items():
-        if not isinstance(values, list):
-            raise ValueError(f"settings: {key}: {values!r} must be a list of values, e.g. [{values!r}]")
-    methods = spec.get("methods", ["all"])
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"settings: {settings!r} must be a mapping of setting: list of values")
+    methods, seeds = spec.get("methods", ["all"]), spec.get("seeds", [0])
+    for key, values in {"methods": methods, "seeds": seeds, **settings}.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{key}: {values!r} must be a list of at least one value, e.g. [{values or 1!r}]")
+        if key in ("profile", "method", "seed"):
+            raise ValueError(f"settings: {key} does not belong here; name it above as profile, methods or seeds")
     return [
         load_config(spec.get("profile", "lab"), method=method, seed=seed, **dict(zip(settings, values, strict=True)))
         for values in itertools.product(*settings.values())
         for method in (METHOD_NAMES if methods == ["all"] else methods)
-        for seed in spec.get("seeds", [0])
+        for seed in seeds
     ]
 
 
@@ -181,13 +190,19 @@ def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None)
 def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str | Path = "", root: Path | None = None, say=print) -> int:  # fmt: skip
     """Execute what is not done, then write tables and figure; returns 0 when every run is done.
 
-    out: folder for them; default the sweep's own below `root`.
+    out: folder for them; default the sweep's own below `root`. Raises ValueError, before any run, when it cannot be written.
     """
     whole = plan(questions, root)
+    folder = Path(out or whole.folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"no tables can be written to {folder} ({error.strerror}); name another folder with --out") from None  # fmt: skip
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"no tables can be written to {folder}; name another folder with --out")
     state = pipeline.execute_plan(whole, workers, say)
     table, metrics = gather(questions, root)
     if len(table):
-        folder = Path(out or whole.folder)
         write(table, metrics, folder, rollouts(questions, root))
         show(table)
         say(f"tables and figure: {folder}")
@@ -197,6 +212,7 @@ def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str
 def gather(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The finished runs of the questions: a row a run and question, and the runs' metrics, a row a step."""
     root, rows, metrics = root or runs.RUNS, [], {}
+    names = varied([config for configs in questions.values() for config in configs])
     for question, configs in questions.items():
         for config in configs:
             folder = root / config.run_name
@@ -205,14 +221,26 @@ def gather(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = Non
             if config.run_name not in metrics:
                 votes = runs.read_json(folder / "probe.json") or {}
                 metrics[config.run_name] = with_probe(runs.load_metrics(folder), votes)
-            rows.append({"question": question} | describe(config, metrics[config.run_name]))
+            rows.append({"question": question} | describe(config, metrics[config.run_name], names))
     long = [m.reindex(columns=["step", *COLUMNS]).assign(run=name) for name, m in metrics.items()]
     return pd.DataFrame(rows), pd.concat(long, ignore_index=True) if long else pd.DataFrame()
 
 
-def describe(config: RunConfig, metrics: pd.DataFrame) -> dict:
-    """One run in a row: its settings, and its `corelib.alarm_study.fate`."""
-    settings = {name: getattr(config, name) for name in SETTINGS}
+def varied(configs: Sequence[RunConfig]) -> list[str]:
+    """`SETTINGS`, and every other setting in which these runs differ: what a sweep file crosses is told apart."""
+    rows = [config.to_dict() for config in configs]
+    others = [f.name for f in fields(RunConfig) if f.name not in (*SETTINGS, "method", "seed")]
+    return [*SETTINGS, *(name for name in others if any(row[name] != rows[0][name] for row in rows))]
+
+
+def settings_of(columns) -> list[str]:
+    """Which of these columns of sweep.csv are settings."""
+    return [f.name for f in fields(RunConfig) if f.name in columns and f.name not in ("method", "seed")]
+
+
+def describe(config: RunConfig, metrics: pd.DataFrame, names: Sequence[str] = SETTINGS) -> dict:
+    """One run in a row: these settings of it, and its `corelib.alarm_study.fate`."""
+    settings = {name: getattr(config, name) for name in names}
     return {"run": config.run_name, "method": config.method, "seed": config.seed} | settings | fate(metrics)
 
 
@@ -227,8 +255,10 @@ def rollouts(
         folder = root / config.run_name
         if config.seed != seed or runs.read_status(folder).get("state") != "done":
             continue
-        stored = runs.load_completions(folder)
-        there, peak = sorted(set(stored["step"])), smooth_accuracy(runs.load_metrics(folder)).idxmax()
+        stored, accuracy = runs.load_completions(folder), smooth_accuracy(runs.load_metrics(folder)).dropna()
+        if accuracy.empty or not len(stored):  # a sweep file named nine may ask for less than ten steps
+            continue
+        there, peak = sorted(set(stored["step"])), accuracy.idxmax()
         steps = {there[0], min(there, key=lambda step: abs(step - peak)), there[-1]}
         parts.append(stored[stored["step"].isin(steps)].assign(method=config.method))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -240,7 +270,7 @@ def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path, stored: pd.D
     Metrics are float32 rounded to four digits, so that hundreds of runs stay below 2 MB.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    measured = {c: 4 for c in table.columns.difference(SETTINGS) if table[c].dtype.kind == "f"}
+    measured = {c: 4 for c in table.columns.difference(settings_of(table)) if table[c].dtype.kind == "f"}
     table.round(measured).to_csv(folder / "sweep.csv", index=False)
     small = metrics.astype({c: "float32" for c in COLUMNS} | {"step": "int16", "run": "category"}).round(4)
     small.to_parquet(folder / "sweep.parquet", index=False, compression="zstd")
@@ -254,7 +284,7 @@ def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path, stored: pd.D
 
 def by_setting(table: pd.DataFrame) -> pd.DataFrame:
     """Seeds together: one row a question, method and settings; means over seeds, and how many collapsed."""
-    groups = table.groupby(["question", "method", *SETTINGS], sort=False, dropna=False)
+    groups = table.groupby(["question", "method", *settings_of(table)], sort=False, dropna=False)
     return groups.agg(
         seeds=("seed", "size"), peak=("peak", "mean"), final=("final", "mean"), low=("final", "min"), high=("final", "max"),
         held_out=("held_out", "mean"), reward=("reward", "mean"), collapsed=("collapsed", "sum"), alarmed=("alarm", "count"),
@@ -264,7 +294,7 @@ def by_setting(table: pd.DataFrame) -> pd.DataFrame:
 def changed(row: Mapping) -> str:
     """What a row of settings changes of the lab's profile: "learning_rate=0.0001", "" for nothing."""
     usual = load_config("lab", method=row["method"])
-    return ", ".join(f"{name}={row[name]}" for name in SETTINGS if row[name] != getattr(usual, name))
+    return ", ".join(f"{name}={row[name]}" for name in settings_of(row) if row[name] != getattr(usual, name))
 
 
 def show(table: pd.DataFrame) -> None:

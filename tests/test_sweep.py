@@ -23,6 +23,13 @@ def test_a_file_crosses_methods_seeds_and_settings(tmp_path):
         ("methods: [gt]\nsettings:\n  learning_rate: 1e-4\n", "must be a list"),
         ("methods: [gtt]\n", "did you mean 'gt'"),
         ("- gt\n", "must be a mapping"),
+        ("seeds: 3\n", "seeds: 3 must be a list"),
+        ("methods: gt\n", "methods: 'gt' must be a list"),
+        ("methods:\n", "methods: None must be a list"),
+        ("settings:\n  learning_rate: []\n", "at least one value"),
+        ("settings: [1]\n", "must be a mapping of setting"),
+        ("settings:\n  seed: [1]\n", "name it above"),
+        ("methods: [gt\n", "not YAML"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=word):
@@ -73,6 +80,41 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     sweep.show(table)
     assert "1 of 1" in capsys.readouterr().out
     assert sweep.changed(row) == "" and sweep.changed(row | {"learning_rate": 1e-4}) == "learning_rate=0.0001"
+
+
+def finished(root, accuracies, **settings):
+    config = load_config("lab", method="gt", seed=10, **settings)
+    folder = root / config.run_name
+    folder.mkdir()
+    for step, accuracy in enumerate(accuracies, 1):
+        runs.append_metrics(folder, {"step": step, "reward": accuracy, "answers/none": 0.0, "gt/accuracy": accuracy})
+    runs.write_status(folder, "done")
+    return config
+
+
+def test_every_setting_that_a_file_crosses_is_told_apart(tmp_path):
+    """`temperature` is none of the project's own questions; two of its values are two rows, not two seeds of one."""
+    hot = finished(tmp_path, [0.2] * 20, temperature=1.2)
+    cold = finished(tmp_path, [0.8] * 20, temperature=0.7)
+    table, metrics = sweep.gather({"heat": [hot, cold]}, tmp_path)
+    rows = sweep.by_setting(table).set_index("temperature")
+    assert rows["seeds"].tolist() == [1, 1] and rows["final"].to_dict() == pytest.approx({1.2: 0.2, 0.7: 0.8})
+    assert [sweep.changed(row) for row in table.to_dict("records")] == ["temperature=1.2", "temperature=0.7"]
+    same, _ = sweep.gather({"heat": [hot]}, tmp_path)
+    assert "temperature" not in same and sweep.settings_of(same) == sweep.settings_of(sweep.SETTINGS)
+
+
+def test_a_sweep_of_few_steps_has_tables_and_no_case_study(tmp_path):
+    asked = {"nine": [finished(tmp_path, [0.2] * 5, steps=5)]}
+    assert sweep.gather(asked, tmp_path)[0]["final"].tolist() == pytest.approx([0.2])
+    assert sweep.rollouts(asked, tmp_path).empty
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.pipeline, "execute_plan", lambda *_: pytest.fail("a run was started"))
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="name another folder with --out"):
+        sweep.run({"q": [load_config("lab")]}, out=tmp_path / "taken", root=tmp_path)
 
 
 def test_the_verb_names_what_it_would_run(capsys):
