@@ -224,6 +224,8 @@ def evaluate(args) -> int:
 
     if (args.compare or args.over_seeds) and (args.run or args.model or args.benchmarks):
         raise ValueError("--compare and --over-seeds read folders that hold answers; they take no run, --model or --benchmarks")  # fmt: skip
+    if args.compare and args.over_seeds:
+        raise ValueError("--compare pairs two models, --over-seeds takes the runs of one; give one of them")
     if args.over_seeds:
         if len(args.over_seeds) < 2:
             raise ValueError("--over-seeds needs at least two folders")

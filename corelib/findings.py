@@ -125,7 +125,9 @@ def _base(data: pd.DataFrame) -> str:
     def parts(value):
         return _apart(_part(data, "majority_voting", value), _part(data, "co_rewarding_ii", value)) == -1
 
-    (other,) = _varied(data, "majority_voting")
+    if not (others := _varied(data, "majority_voting")):
+        raise Missing(f"the runs of {name('majority_voting')} from the other base model are not done yet")
+    other = others[0]
     mv, two = _part(data, "majority_voting", other), _part(data, "co_rewarding_ii", other)
     same = "shows the same" if parts(other) == parts(None) else "does not show the same"
     return f"A second base model {same}: majority voting ends at {_says(mv)}, Co-rewarding-II at {_says(two)}"

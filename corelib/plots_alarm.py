@@ -13,7 +13,7 @@ from corelib.plots_diagnostics import MARKS, band, finish, listed, panels
 
 
 def strengths(runs: Mapping[str, pd.DataFrame]):
-    """Every condition's strength over the steps of some runs (label -> metrics); 1 fires, and held long enough it alarms.
+    """Every condition's strength over the steps of some runs (label -> metrics); at 1 the alarm speaks.
 
     Conditions that never reach half of that in any of these runs are left out.
     """

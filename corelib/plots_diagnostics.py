@@ -68,8 +68,10 @@ def band(ax, frame: pd.DataFrame, column: str, scaled: bool = False, **style) ->
 
 
 def panels(keys, width: float = 3.5, height: float = 2.4, per_row: int = 3):
-    """Equal panels with shared axes: (figure, {key: axes}, the leftmost axes)."""
+    """Equal panels with shared axes: (figure, {key: axes}, the leftmost axes). Raises Missing without keys."""
     keys = list(keys)
+    if not keys:
+        raise Missing("no figure here: none of these runs has what it shows")
     per_row = min(per_row, len(keys))
     rows = -(-len(keys) // per_row)
     figure, axes = plt.subplots(
@@ -153,7 +155,7 @@ def reward_and_accuracy(frame: pd.DataFrame):
     title = (
         f"Paid more and more, right less than half as often as at their best:\n{listed(apart)}"
         if apart
-        else "Reward and accuracy go together in every method"
+        else "No method is paid more and more while it is right less than half as often as at its best"
     )
     lines = [
         plt.Line2D([], [], color="k", linewidth=1.8, label="mean reward"),
@@ -165,6 +167,7 @@ def reward_and_accuracy(frame: pd.DataFrame):
 def held_out(frame: pd.DataFrame):
     """Accuracy on held-out problems (paper: figures 1 and 3), rewards of one view left, the others right."""
     needs(frame, "gt/validation")
+    frame = frame[frame["gt/validation"].notna()]
     alone = [m for m in _methods(frame) if m in ("majority_voting", "self_certainty", "entropy", "random")]
     others = [m for m in _methods(frame) if m not in alone]
     sides = {k: v for k, v in (("paid by its own view, or by chance", alone), ("paid by truth, another view or a teacher", others)) if v}  # fmt: skip
@@ -173,8 +176,8 @@ def held_out(frame: pd.DataFrame):
     for side, ax in axes.items():
         for method in sides[side]:
             colour, line, label = STYLE[method]
-            per = [run.set_index("step")["gt/validation"].dropna() for _, run in frame[frame["method"] == method].groupby("run")]  # fmt: skip
-            together = pd.concat([p for p in per if len(p)], axis=1).sort_index()
+            per = [run.set_index("step")["gt/validation"] for _, run in frame[frame["method"] == method].groupby("run")]  # fmt: skip
+            together = pd.concat(per, axis=1).sort_index()
             mean = together.mean(axis=1)
             ax.plot(mean.index, mean, color=colour, linestyle=line, marker=MARKS[method], markersize=4, markevery=2, label=label)  # fmt: skip
             if together.shape[1] > 1:

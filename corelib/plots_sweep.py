@@ -31,6 +31,7 @@ def collapse_figure(table: pd.DataFrame, metrics: pd.DataFrame):
     frame = frame[frame["run"].isin(method.index)]
     frame = frame.assign(method=frame["run"].map(method))
     needs(frame, "reward", "gt/accuracy")
+    table = table[table["collapsed"].notna()]  # a run without truth has a reward to draw and no fate to count
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharex=True)
     titles = ("What they are paid", "What we want")
     for ax, column, above in zip(axes, ("reward", "gt/accuracy"), titles, strict=True):
@@ -47,6 +48,7 @@ def collapse_figure(table: pd.DataFrame, metrics: pd.DataFrame):
 
 
 def _collapse_title(table: pd.DataFrame, frame: pd.DataFrame, main: list[str]) -> str:
+    main = [m for m in main if m in set(table["method"])]
     count = {m: fell(table[table["method"] == m]) for m in main}
     alone = [m for m in main if m == "majority_voting"]
     paid = sum(parted(run) for _, run in frame[frame["method"] == "majority_voting"].groupby("run"))

@@ -168,6 +168,8 @@ def expectations(table: pd.DataFrame) -> pd.DataFrame:
     the interval of the difference, seed by seed, lies above minus `CLEAR`; no: it lies below 0. Raises Missing without gt.
     """
     known = _known(table)
+    if known.duplicated(["method", "seed"]).any():
+        raise Missing("these runs hold a method and seed more than once, so seeds cannot be compared; name the runs of one setting")  # fmt: skip
     part = {m: known[known["method"] == m].set_index("seed") for m in methods(known)}
     rows = []
 
@@ -224,13 +226,21 @@ def moments(evidence: Evidence) -> dict[str, list[int]]:
     for method in methods(evidence.table):
         if method not in evidence.rollouts:
             continue
-        stored = sorted(evidence.rollouts[method]["step"].unique())
+        rollouts = evidence.rollouts[method]
+        stored = sorted(rollouts.loc[rollouts["view"] == "original", "step"].unique())
+        if not stored:  # majority voting on rephrased questions alone: the case study shows original ones
+            continue
         row = evidence.table[evidence.table["method"] == method].iloc[0]
         peak = row["peak_step"] if row["peak_step"] == row["peak_step"] else row["kept"]
         found[method] = list(dict.fromkeys(int(s) for s in (stored[0], min(stored, key=lambda s: abs(s - peak)), stored[-1])))  # fmt: skip
     if not found:
         raise Missing("no rollouts were stored with these runs, so there is no case study")
     return found
+
+
+def named(steps: Sequence[int]) -> list[str]:
+    """What a method's `moments` are called: start, peak, end; where two of them fall together, start and end."""
+    return ["start", "peak", "end"] if len(steps) == 3 else ["start", "end"][: len(steps)]
 
 
 def choices(judged: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -257,6 +267,6 @@ def choices(judged: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> pd.Dat
 def levels(rollouts: pd.DataFrame) -> dict:
     """pair_id -> number of operations of a lab question; Missing for other data, whose rollouts do not hold a level."""
     first = rollouts[rollouts["view"] == "original"].groupby("pair_id")["prompt"].first()
-    if not first.str.match(r"Q \d+( [+-] \d+)+ = \?").all():
+    if first.empty or not first.str.match(r"Q \d+( [+-] \d+)+ = \?").all():
         raise Missing("these questions carry no difficulty, so there is no figure by level")
     return {pair: text.count(" + ") + text.count(" - ") for pair, text in first.items()}

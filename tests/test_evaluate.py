@@ -489,6 +489,7 @@ def test_command_line(tmp_path, capsys):
     assert "mean of 2 runs" in capsys.readouterr().out
     assert main(["evaluate", "--over-seeds", str(tmp_path / "a")]) == 2 and "two folders" in capsys.readouterr().err
     assert main(["evaluate", "--model", "lab", "--over-seeds", "a", "b"]) == 2
+    assert main(["evaluate", "--compare", "a", "b", "--over-seeds", "a", "b"]) == 2
 
 
 # --- what a completion or a kill may not cost

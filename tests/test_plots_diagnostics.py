@@ -37,7 +37,12 @@ def test_reward_and_accuracy_part_only_where_the_reward_rises_and_accuracy_halve
     said = figures.reward_and_accuracy(stacked)._suptitle.get_text()
     assert said.endswith("Majority voting (1 of 1)")
     whole = figures.reward_and_accuracy(stacked[stacked["method"] == "gt"])
-    assert whole._suptitle.get_text() == "Reward and accuracy go together in every method"
+    never = "No method is paid more and more while it is right less than half as often as at its best"
+    assert whole._suptitle.get_text() == never
+    coin = figures.stack(
+        {"a": metrics(True, rises=False)}, {"a": "random"}
+    )  # accuracy falls, the reward does not follow it
+    assert figures.reward_and_accuracy(coin)._suptitle.get_text() == never
     assert figures.parted(metrics(True)) and not figures.parted(metrics(False))
     assert not any(figures.parted(metrics(True, rises=False, seed=s)) for s in range(5))  # a coin's noise is no rise
     with pytest.raises(figures.Missing, match="none of these runs logged gt/accuracy"):
@@ -49,6 +54,10 @@ def test_votes_held_out_and_diversity_say_who_lost(stacked):
     assert figures.votes(stacked)._suptitle.get_text() == "Pseudo-labels right at the end: 90 % for GT reward, 10 % for Majority voting (best ten steps: 90 %)"  # fmt: skip
     assert figures.held_out(stacked)._suptitle.get_text() == "On held-out problems Majority voting loses most: from 70 % to 10 %"  # fmt: skip
     assert figures.held_out(stable)._suptitle.get_text() == "On held-out problems every method ends at its best"
+    blind = stacked.assign(**{"gt/validation": stacked["gt/validation"].where(stacked["method"] == "gt")})
+    assert len(figures.held_out(blind).axes) == 1  # majority voting was not validated: no panel, no crash
+    with pytest.raises(figures.Missing):  # no vote was ever right: no panel is left
+        figures.votes(stacked.assign(**{"gt/policy_label_accuracy": 0.0}))
     drawn = figures.diversity(stacked)
     assert drawn._suptitle.get_text() == "The commonest answer's share of a batch grew 4.0-fold for Majority voting, 1.0-fold for GT reward"  # fmt: skip
     assert len(drawn.axes[0].lines) == 2 and len(drawn.axes[0].collections) == 1  # two seeds of gt: one line, one band

@@ -137,6 +137,29 @@ def test_a_question_that_is_not_there_says_so_and_near_seeds_are_not_told_apart(
     assert findings._apart(pd.DataFrame({"final": [0.1, 0.9]}), b) == 0  # far, but they overlap
 
 
+def test_a_question_whose_runs_are_partly_done_says_so():
+    for question, made in (("base", rows("base", "gt", [0.9], model="lab2")), ("kl", rows("kl", ONE, [0.9], beta=0.05))):  # fmt: skip
+        with pytest.raises(Missing, match="Majority voting .* not done yet"):
+            plots_sweep.question(pd.DataFrame(NINE + made), question)
+    plt.close("all")
+
+
+def test_expectations_refuse_two_runs_of_a_method_and_seed():
+    """As with `-p root outputs/runs`, where runs of several settings lie side by side."""
+    with pytest.raises(Missing, match="more than once"):
+        story.expectations(pd.DataFrame(NINE + [row | {"run": "again"} for row in NINE]))
+
+
+def test_moments_are_those_of_original_questions():
+    rephrased = rollouts().assign(view="rephrased")
+    told = story.Evidence(pd.DataFrame(NINE), pd.DataFrame(), {"gt": rollouts(), MV: rephrased})
+    assert list(story.moments(told)) == ["gt"]
+    with pytest.raises(Missing, match="no difficulty"):
+        story.levels(rephrased)
+    assert story.named([1, 20, 40]) == ["start", "peak", "end"] and story.named([1, 40]) == ["start", "end"]
+    assert story.named([1]) == ["start"]
+
+
 def test_student_interval_by_hand():
     mean, low, high = findings.mean_interval([0.1, 0.2, 0.3])
     half = 4.303 * 0.1 / 3**0.5  # t of two degrees of freedom
@@ -191,6 +214,9 @@ def test_the_opening_figure_counts_and_can_say_the_contrary():
         assert len(reward.lines) == 4 and len(accuracy.collections) == 4  # a line a method, a band over two seeds
         assert accuracy.get_ylabel() == "rollouts that are right (share)" and reward.get_xlabel() == "training step"
         plt.close(figure)
+    blind = table["method"] == TWO  # its runs logged no truth, so nobody knows whether they collapsed
+    figure = plots_sweep.collapse_figure(table.assign(collapsed=table["collapsed"].astype(object).mask(blind, np.nan)), metrics)  # fmt: skip
+    assert "Co-rewarding-II" not in figure._suptitle.get_text() and "Co-rewarding-I 0 of 2" in figure._suptitle.get_text()  # fmt: skip
     with pytest.raises(Missing, match="corelib sweep"):
         plots_sweep.collapse_figure(table.assign(question="kl"), metrics)
 
