@@ -228,7 +228,9 @@ class Validate(TrainerCallback):
     def _probe(self, step: int, voted: list[tuple[int, str | None, float]]) -> dict[str, float]:
         """The alarm's columns of a validation (`corelib.probe`), without labels; the votes of all of them are kept."""
         place = self.folder / "probe.json"
-        votes = {s: vote for s, vote in (runs.read_json(place) or {}).items() if int(s) < step}
+        stored = (runs.read_json(place) or {}).items()
+        # A resumed run may read another `source`, with fewer questions: votes on those before cannot be compared
+        votes = {s: vote for s, vote in stored if int(s) < step and len(vote["labels"]) == len(voted)}
         labels = probe.one_spelling([label for _, label, _ in voted], votes, self.config.answer_equality)
         votes[str(step)] = {"labels": labels, "support": [share for *_, share in voted]}
         runs.write_json(place, votes)

@@ -42,13 +42,16 @@ class Evidence(NamedTuple):
 
 
 def committed(folder: str | Path = REFERENCE) -> Evidence:
-    """The sweep's committed tables. Raises RuntimeError, with the command that makes them, when they are not there."""
+    """The sweep's committed tables. Raises RuntimeError, with the command that makes them, when they are not there or broken."""
     folder = Path(folder)
     if not ((folder / "sweep.csv").is_file() and (folder / "sweep.parquet").is_file()):
         raise RuntimeError(f"{folder} holds no sweep.csv and sweep.parquet; `{MAKE}` makes them")
-    table, frame = pd.read_csv(folder / "sweep.csv"), pd.read_parquet(folder / "sweep.parquet")
-    frame = frame.assign(run=frame["run"].astype(str))
-    frame["method"] = frame["run"].map(table.drop_duplicates("run").set_index("run")["method"])
+    try:
+        table, frame = pd.read_csv(folder / "sweep.csv"), pd.read_parquet(folder / "sweep.parquet")
+        frame = frame.assign(run=frame["run"].astype(str))
+        frame["method"] = frame["run"].map(table.drop_duplicates("run").set_index("run")["method"])
+    except (ValueError, KeyError, OSError) as error:
+        raise RuntimeError(f"sweep.csv or sweep.parquet of {folder} is broken ({error}); `{MAKE}` makes them again") from error  # fmt: skip
     stored = folder / "sweep_rollouts.parquet"
     rollouts = pd.read_parquet(stored) if stored.is_file() else pd.DataFrame({"method": []})
     return Evidence(table, frame, {m: r.dropna(axis=1, how="all") for m, r in rollouts.groupby("method")})

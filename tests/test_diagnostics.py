@@ -282,6 +282,8 @@ def test_validation_stores_its_votes_and_forgets_those_that_a_resumed_run_makes_
     assert said[30] == {"probe/settled": pytest.approx(29 / 30), "probe/keep": 20}
     stored = runs.read_json(tmp_path / "probe.json")
     assert list(stored) == ["0", "10", "20", "30"] and stored["20"]["labels"][:2] == ["1/2", "5"]
+    fewer = Validate._probe(validate, 40, [(i, "5", 1.0) for i in range(29)])  # another source: nothing to compare with
+    assert fewer == {"probe/keep": 40} and list(runs.read_json(tmp_path / "probe.json")) == ["40"]
 
 
 def test_one_answer_keeps_its_first_spelling():

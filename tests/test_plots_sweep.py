@@ -150,6 +150,17 @@ def test_expectations_refuse_two_runs_of_a_method_and_seed():
         story.expectations(pd.DataFrame(NINE + [row | {"run": "again"} for row in NINE]))
 
 
+def test_broken_evidence_names_the_command_that_makes_it_again(tmp_path):
+    evidence(tmp_path)
+    whole = (tmp_path / "sweep.parquet").read_bytes()
+    for name, broken in (("sweep.parquet", whole[: len(whole) // 2]), ("sweep.csv", b""), ("sweep.csv", b"a,b\n1,2\n")):
+        evidence(tmp_path)
+        assert len(story.committed(tmp_path).table) == 10
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(RuntimeError, match="broken .*corelib sweep --full"):
+            story.committed(tmp_path)
+
+
 def test_moments_are_those_of_original_questions():
     rephrased = rollouts().assign(view="rephrased")
     told = story.Evidence(pd.DataFrame(NINE), pd.DataFrame(), {"gt": rollouts(), MV: rephrased})
