@@ -1,12 +1,16 @@
 """Shared fixtures. Tests that need real data find it beside the repository and say so when it is not there."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# A shell starts background jobs with Ctrl-C ignored, and the processes that tests interrupt would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 
