@@ -30,6 +30,7 @@ class AlarmCallback(TrainerCallback):
         self.folder, self.choice, self.say, self.done = Path(folder), on_collapse, say, False
         self.rows: dict[int, dict] = {}  # signals by step
         self.read = 0  # bytes of metrics.jsonl that are in `rows`
+        self.stopped = ""  # what ended the training, for the run's status
 
     def on_log(self, args, state, control, logs=None, **_):
         if self.done or "loss" not in (logs or {}):
@@ -44,17 +45,21 @@ class AlarmCallback(TrainerCallback):
 
     def _ask(self, step: int) -> str:
         """ "now", "before" when an earlier call of this run has said it, "" while all is well."""
-        if self._read_on():
-            return "before"
-        metrics = pd.DataFrame(list(self.rows.values()))
-        if not any(name in metrics for name in SIGNALS):
-            return ""
-        found = alarm(metrics)
-        if found.step is None:
+        try:
+            if self._read_on():
+                return "before"
+            metrics = pd.DataFrame(list(self.rows.values()))
+            found = alarm(metrics) if any(name in metrics for name in SIGNALS) else None
+        except Exception as error:  # what only looks on must not end a run of two days, nor leave other ranks waiting
+            self.say(f"no alarm any more: {type(error).__name__}: {error}")
+            return "broken"
+        if found is None or found.step is None:
             return ""
         runs.append_metrics(self.folder, {"step": step, "alarm/step": found.step})
         act = {"warn": "", "save": "; a checkpoint is saved", "stop": "; the run saves and stops"}[self.choice]
-        self.say(f"alarm at step {found.step}: {'; '.join(found.reasons)}{act}")
+        why = f"alarm at step {found.step}: {'; '.join(found.reasons)}"
+        self.stopped = why if self.choice == "stop" else ""
+        self.say(why + act)
         return "now"
 
     def _read_on(self) -> bool:

@@ -205,8 +205,9 @@ def train(config: RunConfig, folder: Path | None = None, echo: Callable = print,
         # An older status may be another call's: this one may have died before it wrote its own
         if status.get("state") != "stopped" or status.get("time", 0) < started or not status.get("last_good", True):
             raise
+        why = f" ({status['error']})" if str(status.get("error", "")).startswith("alarm") else ""
         raise RuntimeError(
-            f"{folder.name} was stopped at step {status.get('step', 0)} of {status.get('steps')} and is saved; the same line goes on from there"
+            f"{folder.name} was stopped at step {status.get('step', 0)} of {status.get('steps')} and is saved{why}; the same line goes on from there"
         ) from None
     return folder
 

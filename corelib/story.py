@@ -185,7 +185,7 @@ def expectations(table: pd.DataFrame) -> pd.DataFrame:
     if "majority_voting" in part:
         mv = part["majority_voting"]
         hit = mv["collapsed"] & (mv["peak"] > mv["start"]) & (mv["reward"] > mv["reward_at_peak"])
-        row("Majority voting rises, then falls below half its peak while its reward goes on rising", f"{hit.sum()} of {len(mv)} seeds; {mv['collapsed'].sum()} collapsed", hit.sum(), len(mv))  # fmt: skip
+        row("Majority voting rises, then falls below half its peak; its reward ends higher than at the peak", f"{hit.sum()} of {len(mv)} seeds; {mv['collapsed'].sum()} collapsed", hit.sum(), len(mv))  # fmt: skip
     for m in ("self_certainty", "entropy"):
         if m in part:
             fell = part[m]["collapsed"]

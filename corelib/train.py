@@ -236,7 +236,7 @@ def train(config: RunConfig, folder: Path) -> dict:
                 stop,
                 finite := FiniteOnly(folder),
                 EngineGuard(folder),
-                AlarmCallback(folder, config.on_collapse),  # after the heartbeat, whose row it reads
+                alarmed := AlarmCallback(folder, config.on_collapse),  # after the heartbeat, whose row it reads
             ],  # validation first: its row belongs to the step just logged
         )
         if config.engine == "vllm":  # its worker has just seeded this process with the rank alone: every run the same
@@ -275,7 +275,8 @@ def train(config: RunConfig, folder: Path) -> dict:
             "best_validation": best.get("accuracy"),
         }
         if _is_main():
-            runs.write_status(folder, "done" if step >= steps else "stopped", **(heartbeat.last_step | final))
+            why = {"error": alarmed.stopped} if alarmed.stopped and step < steps else {}
+            runs.write_status(folder, "done" if step >= steps else "stopped", **(heartbeat.last_step | final | why))
             print(f"{'done' if step >= steps else 'stopped'} at step {step} of {steps}", flush=True)
         return final
     except BaseException as error:

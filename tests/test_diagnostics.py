@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerControl
 
 from corelib import diagnostics, probe, runs
-from corelib.alarm import RULE, first_fired
+from corelib.alarm import RULE, Alarm, first_fired
 from corelib.alarm_callback import AlarmCallback
 
 
@@ -399,3 +399,28 @@ def test_the_rule_has_no_method_in_it():
     from corelib.config import METHOD_NAMES
 
     assert not {name for name in vars(RULE)} & set(METHOD_NAMES)
+
+
+def test_an_alarm_that_breaks_does_not_end_the_run(tmp_path):
+    said = []
+    callback = AlarmCallback(tmp_path, "stop", said.append)
+    (tmp_path / "metrics.jsonl").write_text('{"entropy": 0.1}\n')  # no step
+    control, state = TrainerControl(), SimpleNamespace(global_step=1, is_world_process_zero=True)
+    for _ in range(2):
+        callback.on_log(SimpleNamespace(world_size=1), state, control, logs={"loss": 0.0})
+    assert said == ["no alarm any more: KeyError: 'step'"] and not control.should_training_stop
+
+
+def test_a_run_that_the_alarm_stops_says_so_and_goes_on_when_asked(tiny, tmp_path, monkeypatch):
+    """Stopped after the step of the alarm, with a checkpoint and the reason in its status; the same call ends it."""
+    from corelib import alarm_callback, train
+
+    monkeypatch.setattr(alarm_callback, "alarm", lambda metrics: Alarm(1, ("it fell",)) if len(metrics) > 1 else Alarm(None))  # fmt: skip
+    config = tiny("gt", steps=3, on_collapse="stop")
+    train.train(config, tmp_path)
+    status = runs.read_status(tmp_path)
+    assert (status["state"], status["error"]) == ("stopped", "alarm at step 1: it fell")
+    assert (tmp_path / f"checkpoint-{status['step']}" / "complete.json").is_file() and status["step"] < 3
+    train.train(config, tmp_path)
+    status = runs.read_status(tmp_path)
+    assert (status["state"], status["step"]) == ("done", 3) and "error" not in status

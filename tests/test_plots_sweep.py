@@ -181,7 +181,9 @@ def test_student_interval_by_hand():
 def test_expectations_are_decided_by_the_data():
     three = [*rows("nine", "gt", [0.9] * 3), *rows("nine", MV, [0.1] * 3, True), *rows("nine", ONE, [0.7] * 3)]
     held = story.expectations(pd.DataFrame(three)).set_index("expected")["held"]
-    assert held["Majority voting rises, then falls below half its peak while its reward goes on rising"] == "yes"
+    assert (
+        held["Majority voting rises, then falls below half its peak; its reward ends higher than at the peak"] == "yes"
+    )
     assert held["Co-rewarding-I ends between majority voting and GT"] == "yes"
     assert set(story.expectations(pd.DataFrame(NINE)).iloc[1:3]["held"]) == {"open"}  # two seeds settle nothing
     worse = [*rows("nine", "gt", [0.9, 0.91, 0.9]), *rows("nine", TWO, [0.6, 0.61, 0.6]), *rows("nine", MV, [0.9, 0.9, 0.2])]  # fmt: skip
@@ -189,7 +191,7 @@ def test_expectations_are_decided_by_the_data():
     table.loc[(table["method"] == MV) & (table["final"] < 0.5), "collapsed"] = True
     held = story.expectations(table).set_index("expected")
     assert held.loc["Co-rewarding-II ends as good as GT", "held"] == "no"
-    mv = held.loc["Majority voting rises, then falls below half its peak while its reward goes on rising"]
+    mv = held.loc["Majority voting rises, then falls below half its peak; its reward ends higher than at the peak"]
     assert mv["held"] == "no" and mv["measured"] == "1 of 3 seeds; 1 collapsed"
     summary = story.over_seeds(table)
     assert summary.loc["Majority voting", ["seeds", "collapsed"]].tolist() == [3, 1]
