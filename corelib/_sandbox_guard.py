@@ -173,7 +173,8 @@ def start(setup: dict) -> int:
     if guest == 0:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (setup["memory"], setup["memory"]))
-            resource.setrlimit(resource.RLIMIT_CPU, (setup["cpu"], setup["cpu"]))
+            # SIGXCPU at the limit, SIGKILL a second later for a program that does not heed it
+            resource.setrlimit(resource.RLIMIT_CPU, (setup["cpu"], setup["cpu"] + 1))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             # not -S: `site` defines exit() and quit(); the packages it looks for are hidden
@@ -196,8 +197,10 @@ def watch(setup: dict, guest: int) -> str:
                 break
             if pid == guest:
                 spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-                killed = os.WIFSIGNALED(status) and spent.ru_utime + spent.ru_stime >= setup["cpu"]
-                return "timeout" if killed else f"exit {os.waitstatus_to_exitcode(status)}"
+                code = os.waitstatus_to_exitcode(status)
+                # the signal says so by itself: the kernel's timer ends a process a little before rusage shows the limit
+                late = code == -signal.SIGXCPU or (code < 0 and spent.ru_utime + spent.ru_stime >= setup["cpu"])
+                return "timeout" if late else f"exit {code}"
         if time.monotonic() >= deadline:
             return "timeout"
         size = in_use(resident)

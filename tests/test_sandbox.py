@@ -2,6 +2,7 @@
 
 import json
 import marshal
+import math
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,6 +105,13 @@ def test_limits_are_those_asked_for(isolated):
     for wrong in dict(timeout=0), dict(timeout=float("nan")), dict(timeout=float("inf")), dict(memory_mb=8):
         with pytest.raises(ValueError, match="=(0|nan|inf|8): "):
             sandbox.run("", **wrong)
+
+
+@pytest.mark.parametrize("heed", ["", "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"])
+def test_an_end_by_the_processors_time_is_a_timeout(isolated, monkeypatch, heed):
+    """The kernel may end a process a little before its accounts show the limit; that is no error of the program."""
+    monkeypatch.setattr(sandbox, "math", SimpleNamespace(inf=math.inf, ceil=lambda _: 1))  # second of CPU, 8 of wall
+    assert [sandbox.run(heed + "while True: pass", timeout=8.0).reason for _ in range(3)] == ["timeout"] * 3
 
 
 def test_shared_pages_count_once(isolated):
