@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from corelib.config import METHOD_NAMES, PROFILES, load_config  # noqa: E402
+from corelib.config import DEFAULT_METHODS, METHOD_NAMES, PROFILES, load_config  # noqa: E402
 
 
 def main(argv=None) -> int:
@@ -147,7 +147,7 @@ def run(args) -> int:
         raise ValueError(
             f"--profile {args.profile} contradicts profile {file['profile']} of {args.config}; give one of them"
         )
-    methods = _split(args.methods) or ([file["method"]] if file else pipeline.DEFAULT_METHODS)
+    methods = _split(args.methods) or ([file["method"]] if file else DEFAULT_METHODS)
     seeds = _split(args.seeds) or [str(file.get("seed", 0))]
     if not all(s.isdigit() for s in seeds):
         raise ValueError(f"--seeds {args.seeds!r} must be comma-separated whole numbers, e.g. 0,1,2")

@@ -70,11 +70,10 @@ def fate(metrics: pd.DataFrame) -> dict:
     if "gt/label_accuracy" in trained:
         row["label_accuracy"] = trained["gt/label_accuracy"].tail(window).mean()
     if "gt/accuracy" in trained:
-        smooth = smooth_accuracy(metrics, window)
-        low = smooth < smooth.cummax() / 2
+        smooth, fell = smooth_accuracy(metrics, window), collapse_step(metrics, window)
         row |= {"start": trained["gt/accuracy"].head(3).mean(), "peak": smooth.max(), "peak_step": smooth.idxmax()}
         row |= {"final": smooth.iloc[-1], "reward_at_peak": reward.get(smooth.idxmax())}
-        row |= {"collapsed": bool(low.any()), "collapse": low.idxmax() if low.any() else None}
+        row |= {"collapsed": fell is not None, "collapse": fell}
     return row
 
 

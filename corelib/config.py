@@ -31,6 +31,7 @@ METHOD_NAMES = (
     "random",
     "frozen_teacher",
 )
+DEFAULT_METHODS = ("gt", "majority_voting", "co_rewarding_i", "co_rewarding_ii")  # the four that tell the story
 PAIRED = ("co_rewarding_i", "co_rewarding_iii")  # train on both views, labels cross between them
 TEACHER = ("co_rewarding_ii", "co_rewarding_iii", "frozen_teacher")  # a second model answers every prompt
 CONFIDENCE = ("self_certainty", "entropy")  # rewarded by the policy's own distribution, no label

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from corelib.plots import STYLE, name
+from corelib.plots import methods, name
 from corelib.plots_diagnostics import Missing, listed
 
 CLEAR = 0.05  # as good as: within five points of accuracy
@@ -49,11 +49,6 @@ def tidy(table: pd.DataFrame, question: str) -> pd.DataFrame:
     if question == "views":
         both.loc[both["method"] == "co_rewarding_i", "value"] = CROSSED
     return both.assign(collapsed=both["collapsed"].astype(bool))
-
-
-def methods(table: pd.DataFrame) -> list[str]:
-    """The methods of a table in the order of every figure."""
-    return [m for m in STYLE if m in set(table["method"])]
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -147,7 +142,7 @@ def _teacher(data: pd.DataFrame) -> str:
 
 def _horizon(data: pd.DataFrame) -> str:
     said, more = [], False
-    for method in [m for m in STYLE if m in set(data["method"])]:
+    for method in methods(data):
         (long,) = _varied(data, method)
         late, early = _part(data, method, long), _part(data, method)
         more |= bool(late["collapsed"].mean() > early["collapsed"].mean() or _apart(late, early) == -1)
@@ -159,7 +154,7 @@ def _horizon(data: pd.DataFrame) -> str:
 
 def _wrong_rewrites(data: pd.DataFrame) -> str:
     said = []
-    for method in [m for m in STYLE if m in set(data["method"])]:
+    for method in methods(data):
         tried = {v: _part(data, method, v) for v in _varied(data, method)}
         worse = [v for v, rows in tried.items() if _apart(rows, _part(data, method)) == -1]
         most = max(tried)

@@ -18,7 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-BASE_MODEL = Path(__file__).resolve().parents[1] / "outputs" / "reference" / "lab_base"
+from corelib.config import LAB_BASES
+
+BASE_MODEL = LAB_BASES["lab"]
 MAX_SUM = 24  # partial sums stay in 0..MAX_SUM: one token a number
 MAX_COMPLETION_TOKENS = 24  # the longest careful solution has 21 tokens
 MAX_PROMPT_TOKENS = 16

@@ -21,7 +21,6 @@ STAGES = {
     "04": "04_evaluation",
     "05": "05_collapse_diagnostics",
 }
-DEFAULT_METHODS = ("gt", "majority_voting", "co_rewarding_i", "co_rewarding_ii")
 TYPICAL = {"01": 15.0, "02": 15.0, "03": 150.0, "04": 40.0, "05": 25.0}  # seconds in the lab, two at a time on 2 cores
 
 

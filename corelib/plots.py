@@ -44,6 +44,23 @@ def name(method: str) -> str:
     return STYLE[method][2]
 
 
+def methods(frame: pd.DataFrame) -> list[str]:
+    """The methods of a table in the order of every figure."""
+    return [m for m in STYLE if m in set(frame["method"])]
+
+
+def mean_band(ax, runs: Sequence[pd.Series], **style) -> pd.Series:
+    """Draw the mean of several runs' values by step with a band from the lowest to the highest; returns the mean."""
+    together = pd.concat(runs, axis=1).sort_index()
+    mean = together.mean(axis=1)
+    ax.plot(mean.index, mean, **style)
+    if together.shape[1] > 1:
+        ax.fill_between(
+            together.index, together.min(axis=1), together.max(axis=1), color=style["color"], alpha=0.15, linewidth=0
+        )
+    return mean
+
+
 def curves(metrics: Mapping[str, pd.DataFrame], column: str, ax=None, window: int = 10, legend: bool = True):
     """One column over steps, a line a method; several seeds of a method become their mean and a min-max band.
 
@@ -59,12 +76,7 @@ def curves(metrics: Mapping[str, pd.DataFrame], column: str, ax=None, window: in
             by_method.setdefault(frame["method"].iloc[0], []).append(smooth)
     for method in sorted(by_method, key=list(STYLE).index):
         colour, line, label = STYLE[method]
-        together = pd.concat(by_method[method], axis=1)
-        ax.plot(together.index, together.mean(axis=1), color=colour, linestyle=line, label=label, linewidth=1.8)
-        if together.shape[1] > 1:
-            ax.fill_between(
-                together.index, together.min(axis=1), together.max(axis=1), color=colour, alpha=0.15, linewidth=0
-            )
+        mean_band(ax, by_method[method], color=colour, linestyle=line, label=label, linewidth=1.8)
     ax.set_xlabel("training step", fontsize=9)
     ax.set_ylabel(LABELS.get(column, column), fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

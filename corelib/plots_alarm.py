@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from corelib.alarm import alarm, evidence
-from corelib.plots import STYLE, name
+from corelib.plots import STYLE, methods, name
 from corelib.plots_diagnostics import MARKS, band, finish, listed, panels
 
 
@@ -105,11 +105,11 @@ def kept(choices: pd.DataFrame):
     """
     ways = {"last": "the last one", "label_free": "without labels\n(the alarm)", "validation": "labelled\nvalidation"}
     figure, ax = plt.subplots(figsize=(7.4, 3.9))
-    methods = [m for m in STYLE if m in set(choices["method"])]
+    drawn = methods(choices)
     judged = choices[choices["collapsed"]] if choices["collapsed"].any() else choices
     for x, way in enumerate(ways):
-        for i, method in enumerate(methods):
-            place = x + 0.7 * ((i + 0.5) / len(methods) - 0.5)
+        for i, method in enumerate(drawn):
+            place = x + 0.7 * ((i + 0.5) / len(drawn) - 0.5)
             for collapsed, part in choices[choices["method"] == method].groupby("collapsed"):
                 ax.plot([place] * len(part), part[way], marker=MARKS[method], color=STYLE[method][0], markersize=5, alpha=0.9 if collapsed else 0.25, linestyle="")  # fmt: skip
         ax.plot([x - 0.4, x + 0.4], [judged[way].median()] * 2, color="k", linewidth=2)
@@ -121,5 +121,5 @@ def kept(choices: pd.DataFrame):
     which = f"{len(judged)} collapsed runs" if choices["collapsed"].any() else f"{len(judged)} runs, none collapsed"
     title = f"Kept of the best accuracy (median of {which}): {median['label_free']:.0f} % without labels,\n{median['validation']:.0f} % by labelled validation, {median['last']:.0f} % by the last step"
     look = {"linestyle": "", "markersize": 5}
-    handles = [plt.Line2D([], [], marker=MARKS[m], color=STYLE[m][0], label=name(m), **look) for m in methods]
+    handles = [plt.Line2D([], [], marker=MARKS[m], color=STYLE[m][0], label=name(m), **look) for m in drawn]
     return finish(figure, title, handles)

@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from corelib.plots import STYLE, name
+from corelib.alarm_study import WINDOW
+from corelib.plots import STYLE, mean_band, methods, name
 
-WINDOW = 10  # steps of the running mean
 MARKS = dict(zip(STYLE, "osv^Dxp*+", strict=True))  # four methods share a solid line: markers tell them apart in grey
 FEW = 8  # questions behind a point, below which their share is mostly noise
 AXES = {
@@ -58,13 +58,9 @@ def band(ax, frame: pd.DataFrame, column: str, scaled: bool = False, **style) ->
     runs = [(r - r.min()) / (r.max() - r.min()) if scaled and r.max() > r.min() else r for r in runs if len(r)]
     if not runs:
         return pd.Series(dtype=float)
-    together = pd.concat(runs, axis=1).sort_index()
-    mean = together.mean(axis=1)
-    marks = max(len(mean) // 8, 1) if "marker" in style else None
-    ax.plot(mean.index, mean, linewidth=1.8, markevery=marks, markersize=4, **style)
-    if together.shape[1] > 1:
-        ax.fill_between(together.index, together.min(axis=1), together.max(axis=1), color=style["color"], alpha=0.15, linewidth=0)  # fmt: skip
-    return mean
+    steps = len(set().union(*(r.index for r in runs)))
+    marks = max(steps // 8, 1) if "marker" in style else None
+    return mean_band(ax, runs, linewidth=1.8, markevery=marks, markersize=4, **style)
 
 
 def panels(keys, width: float = 3.5, height: float = 2.4, per_row: int = 3):
@@ -96,10 +92,6 @@ def finish(figure, title: str, handles=None):
     height = figure.get_size_inches()[1]
     figure.tight_layout(rect=(0, (0.05 + 0.22 * rows) / height if handles else 0, 1, 1))
     return figure
-
-
-def _methods(frame: pd.DataFrame) -> list[str]:
-    return [m for m in STYLE if m in set(frame["method"])]
 
 
 def needs(frame: pd.DataFrame, *columns: str) -> None:
@@ -139,7 +131,7 @@ def reward_and_accuracy(frame: pd.DataFrame):
     runs that did not log whether their rollouts are right.
     """
     needs(frame, "reward", "gt/accuracy")
-    figure, axes, left = panels(_methods(frame))
+    figure, axes, left = panels(methods(frame))
     apart = []
     for method, ax in axes.items():
         runs = frame[frame["method"] == method]
@@ -168,8 +160,8 @@ def held_out(frame: pd.DataFrame):
     """Accuracy on held-out problems (paper: figures 1 and 3), rewards of one view left, the others right."""
     needs(frame, "gt/validation")
     frame = frame[frame["gt/validation"].notna()]
-    alone = [m for m in _methods(frame) if m in ("majority_voting", "self_certainty", "entropy", "random")]
-    others = [m for m in _methods(frame) if m not in alone]
+    alone = [m for m in methods(frame) if m in ("majority_voting", "self_certainty", "entropy", "random")]
+    others = [m for m in methods(frame) if m not in alone]
     sides = {k: v for k, v in (("paid by its own view, or by chance", alone), ("paid by truth, another view or a teacher", others)) if v}  # fmt: skip
     figure, axes, left = panels(sides, width=4.6, height=3.0)
     lost = {}
@@ -177,11 +169,7 @@ def held_out(frame: pd.DataFrame):
         for method in sides[side]:
             colour, line, label = STYLE[method]
             per = [run.set_index("step")["gt/validation"] for _, run in frame[frame["method"] == method].groupby("run")]  # fmt: skip
-            together = pd.concat(per, axis=1).sort_index()
-            mean = together.mean(axis=1)
-            ax.plot(mean.index, mean, color=colour, linestyle=line, marker=MARKS[method], markersize=4, markevery=2, label=label)  # fmt: skip
-            if together.shape[1] > 1:
-                ax.fill_between(together.index, together.min(axis=1), together.max(axis=1), color=colour, alpha=0.15, linewidth=0)  # fmt: skip
+            mean = mean_band(ax, per, color=colour, linestyle=line, marker=MARKS[method], markersize=4, markevery=2, label=label)  # fmt: skip
             lost[method] = mean.max() - mean.iloc[-1], mean.max(), mean.iloc[-1]
         ax.set_title(side, fontsize=9.5)
         ax.set_ylim(-0.02, 1.02)
@@ -201,8 +189,8 @@ def votes(frame: pd.DataFrame):
         "gt/teacher_label_accuracy": ("teacher's vote", "--", "s"),
         "gt/label_accuracy": ("label paid for", ":", "x"),
     }
-    methods = [m for m in _methods(frame) if _ends(frame[frame["method"] == m], "gt/policy_label_accuracy")[0] > 0]
-    figure, axes, left = panels(methods)
+    voted = [m for m in methods(frame) if _ends(frame[frame["method"] == m], "gt/policy_label_accuracy")[0] > 0]
+    figure, axes, left = panels(voted)
     for method, ax in axes.items():
         for column, (_, line, marker) in kinds.items():
             extra = {"marker": marker} if marker else {}
@@ -211,7 +199,7 @@ def votes(frame: pd.DataFrame):
         ax.set_ylim(-0.02, 1.02)
     for ax in left:
         ax.set_ylabel("right (share)", fontsize=9)
-    ends = {m: _ends(frame[frame["method"] == m], "gt/label_accuracy") for m in methods}
+    ends = {m: _ends(frame[frame["method"] == m], "gt/label_accuracy") for m in voted}
     ends = {m: e for m, e in ends.items() if e[0] == e[0]}
     title = "Nobody was paid by a pseudo-label"
     if ends:
@@ -231,7 +219,7 @@ def diversity(frame: pd.DataFrame):
     needs(frame, "answers/top_share", "answers/distinct_group")
     rise = {}
     paired = set(frame.loc[frame["views/agreement"].notna(), "method"]) if "views/agreement" in frame else set()
-    for method in [m for m in _methods(frame) if m not in paired] or _methods(frame):
+    for method in [m for m in methods(frame) if m not in paired] or methods(frame):
         runs = [run.set_index("step")["answers/top_share"].dropna() for _, run in frame[frame["method"] == method].groupby("run")]  # fmt: skip
         rise[method] = sum(r.tail(WINDOW).mean() / r.head(WINDOW).mean() for r in runs) / len(runs)
     most = max(rise, key=rise.get)
@@ -243,7 +231,7 @@ def diversity(frame: pd.DataFrame):
 def rollout_measures(frame: pd.DataFrame, columns=("about_question", "top_label", "repetition", "advantage")):
     """Measures of the stored rollouts over steps (`diagnostics.rollout_measures`, stacked), a line a method."""
     needs(frame, columns[0])
-    ends = {m: _ends(frame[frame["method"] == m], columns[0])[1] for m in _methods(frame)}
+    ends = {m: _ends(frame[frame["method"] == m], columns[0])[1] for m in methods(frame)}
     low, high = min(ends, key=ends.get), max(ends, key=ends.get)
     what = AXES.get(columns[0], columns[0])
     title = f"{what[0].upper() + what[1:]} at the end: {ends[high]:.2f} for {name(high)}"
@@ -254,7 +242,7 @@ def _curves(frame: pd.DataFrame, columns, title: str):
     rows = -(-len(columns) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(10, 3.0 * rows + 0.8), squeeze=False)
     for ax, column in zip(axes.flat, columns, strict=False):
-        for method in _methods(frame):
+        for method in methods(frame):
             colour, line, label = STYLE[method]
             band(ax, frame[frame["method"] == method], column, color=colour, linestyle=line, label=label, marker=MARKS[method])  # fmt: skip
         ax.set_ylabel(AXES.get(column, column), fontsize=9)
@@ -270,7 +258,7 @@ def by_level(frame: pd.DataFrame, column: str = "policy"):
     """Right votes by difficulty (`diagnostics.label_accuracy` with levels, stacked), a panel a method (paper: 11 and 12)."""
     frame = frame[frame["view"] == "original"] if (frame["view"] == "original").any() else frame
     levels = sorted(frame["level"].dropna().unique())
-    figure, axes, left = panels(_methods(frame))
+    figure, axes, left = panels(methods(frame))
     falls = {}
     for method, ax in axes.items():
         for i, level in enumerate(levels):

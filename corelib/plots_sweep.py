@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import PercentFormatter
 
-from corelib.findings import ANSWERS, CROSSED, VARIED, fell, mean_interval, methods, tidy
-from corelib.plots import STYLE, name
+from corelib.config import DEFAULT_METHODS
+from corelib.findings import ANSWERS, CROSSED, VARIED, fell, mean_interval, tidy
+from corelib.plots import STYLE, methods, name
 from corelib.plots_diagnostics import MARKS, Missing, band, finish, listed, needs, parted
 
 
@@ -22,7 +23,7 @@ def collapse_figure(table: pd.DataFrame, metrics: pd.DataFrame):
 
     `metrics`: sweep.parquet, a row a run and step. Raises Missing when the nine-method comparison has none of the four.
     """
-    main = [m for m in ("gt", "majority_voting", "co_rewarding_i", "co_rewarding_ii") if m in set(table["method"])]
+    main = [m for m in DEFAULT_METHODS if m in set(table["method"])]
     table = table[(table["question"] == "nine") & table["method"].isin(main)] if main else table
     if table.empty or not main:
         raise Missing("the sweep holds none of the runs of the opening figure; run `python -m corelib sweep`")
@@ -104,7 +105,7 @@ def question(table: pd.DataFrame, name_: str):
     values = sorted(values) if all(isinstance(v, (int, float)) for v in values) else values
     if name_ == "views":
         values = [v for v in ("original", "rephrased", "both", CROSSED) if v in values]
-    shown = [m for m in STYLE if m in set(data["method"])]
+    shown = methods(data)
     figure, ax = plt.subplots(figsize=(6.6, 3.5))
     ax.axhline(data["start"].mean(), color="0.6", linestyle=":", linewidth=1)
     ax.annotate("base model", (len(values) - 0.55, data["start"].mean()), fontsize=8, color="0.35", va="bottom", ha="right")  # fmt: skip

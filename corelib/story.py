@@ -16,10 +16,9 @@ import pandas as pd
 from corelib import runs, sweep
 from corelib.alarm_study import WINDOW, accuracy_at, fate
 from corelib.config import ROOT, RunConfig
-from corelib.findings import CLEAR, mean_interval, methods
-from corelib.plots import name
+from corelib.findings import CLEAR, mean_interval
+from corelib.plots import methods, name
 from corelib.plots_diagnostics import Missing
-from corelib.probe import with_probe
 from corelib.rewards import METHODS
 from corelib.stats import wilson
 
@@ -67,13 +66,11 @@ def of_folders(folders: Sequence[str | Path]) -> Evidence:
     """The same of run folders, also of runs without `gt/` columns. Raises RuntimeError when none of them has trained."""
     rows, frames, rollouts = [], [], {}
     for folder in map(Path, folders):
-        metrics, manifest = runs.load_metrics(folder), runs.read_json(folder / "manifest.json")
+        metrics, manifest = sweep.metrics_of(folder), runs.read_json(folder / "manifest.json")
         if manifest is None or metrics["step"].max() < 1 or "reward" not in metrics:
             print(f"{folder.name}: no metrics of a training, left out")
             continue
-        config, votes = manifest["config"], runs.read_json(folder / "probe.json")
-        if votes and "probe/settled" not in metrics:  # a run made before validation logged it
-            metrics = with_probe(metrics, votes)
+        config = manifest["config"]
         settings = {s: config.get(s, getattr(RunConfig, s, None)) for s in sweep.SETTINGS}
         rows.append({"question": "own", "run": folder.name, "method": config["method"], "seed": config["seed"], **settings} | fate(metrics))  # fmt: skip
         frames.append(metrics.assign(run=folder.name, method=config["method"]))

@@ -19,13 +19,13 @@ import pandas as pd
 from corelib import pipeline, runs
 from corelib.alarm import SIGNALS
 from corelib.alarm_study import fate, smooth_accuracy
-from corelib.config import METHOD_NAMES, RunConfig, load_config, unknown
+from corelib.config import DEFAULT_METHODS, METHOD_NAMES, RunConfig, load_config, unknown
 from corelib.plots_sweep import collapse_figure
 from corelib.probe import with_probe
 
 REPORT = [10, 11, 12, 13, 14]  # seeds of every figure that is reported; the lab was tuned on seeds 0 to 4
 FEW = [10, 11]
-MAIN = ["gt", "majority_voting", "co_rewarding_i", "co_rewarding_ii"]
+MAIN = list(DEFAULT_METHODS)
 
 # name -> what is asked, and its grids: `methods` x `seeds` x every combination of `settings`
 QUESTIONS: dict[str, dict] = {
@@ -219,11 +219,16 @@ def gather(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = Non
             if runs.read_status(folder).get("state") != "done":
                 continue
             if config.run_name not in metrics:
-                votes = runs.read_json(folder / "probe.json") or {}
-                metrics[config.run_name] = with_probe(runs.load_metrics(folder), votes)
+                metrics[config.run_name] = metrics_of(folder)
             rows.append({"question": question} | describe(config, metrics[config.run_name], names))
     long = [m.reindex(columns=["step", *COLUMNS]).assign(run=name) for name, m in metrics.items()]
     return pd.DataFrame(rows), pd.concat(long, ignore_index=True) if long else pd.DataFrame()
+
+
+def metrics_of(folder: Path) -> pd.DataFrame:
+    """A run's metrics; where validation did not log the probe's columns yet, they are made from its stored votes."""
+    metrics, votes = runs.load_metrics(folder), runs.read_json(folder / "probe.json")
+    return with_probe(metrics, votes) if votes and "probe/settled" not in metrics else metrics
 
 
 def varied(configs: Sequence[RunConfig]) -> list[str]:
@@ -287,7 +292,7 @@ def by_setting(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(["question", "method", *settings_of(table)], sort=False, dropna=False)
     return groups.agg(
         seeds=("seed", "size"), peak=("peak", "mean"), final=("final", "mean"), low=("final", "min"), high=("final", "max"),
-        held_out=("held_out", "mean"), reward=("reward", "mean"), collapsed=("collapsed", "sum"), alarmed=("alarm", "count"),
+        reward=("reward", "mean"), collapsed=("collapsed", "sum"), alarmed=("alarm", "count"),
     ).reset_index()  # fmt: skip
 
 

@@ -5,11 +5,11 @@ import pytest
 
 from corelib import pipeline, runs
 from corelib.__main__ import main
-from corelib.config import METHOD_NAMES, ROOT, load_config
+from corelib.config import DEFAULT_METHODS, METHOD_NAMES, ROOT, load_config
 
 
 def test_default_plan_is_five_notebooks_with_four_trainings(tmp_path):
-    plan = pipeline.plan(pipeline.DEFAULT_METHODS, "lab", root=tmp_path)
+    plan = pipeline.plan(DEFAULT_METHODS, "lab", root=tmp_path)
     assert [j.name[:2] for j in plan.jobs].count("03") == 4 == [j.name[:2] for j in plan.jobs].count("04")
     assert {j.notebook for j in plan.jobs} == set(pipeline.STAGES.values())
     by_name = {j.name: j for j in plan.jobs}
