@@ -68,7 +68,9 @@ def timeline(frame: pd.DataFrame, table: pd.DataFrame, per_row: int = 3):
     fell = table["collapse"].notna()
     said = table["alarm"].notna()
     title = f"The alarm saw {int((fell & said).sum())} of {int(fell.sum())} collapses"
-    title += f", {table['lead'].median():.0f} steps (median) before accuracy had halved" if (fell & said).any() else ""
+    if (fell & said).any():
+        lead = table["lead"].median()
+        title += f", {abs(lead):.0f} steps (median) {'before' if lead >= 0 else 'after'} accuracy had halved"
     title += f"; {int((~fell & said).sum())} of {int((~fell).sum())} stable runs raised it"
     lines = [
         plt.Line2D([], [], color="k", linestyle="--", label="alarm (without labels)"),

@@ -203,13 +203,20 @@ def compare(a: str | Path, b: str | Path) -> pd.DataFrame:
 def over_seeds(folders: Sequence[str | Path]) -> dict[str, SeedsAndQuestions]:
     """Evaluations of runs that differ by their seed: one mean a benchmark, its error split into seeds and questions.
 
-    Raises RuntimeError where the folders share no benchmark, ValueError where they share fewer than two questions of one.
+    Raises RuntimeError where the folders share no benchmark, ValueError where they share fewer than two questions of one
+    or one was drawn with other settings of decoding: that difference would be taken for the seeds'.
     """
-    shared = [set(read_evaluation(folder)["benchmarks"]) for folder in folders]
-    if not (names := sorted(set.intersection(*shared))):
+    rows = [read_evaluation(folder)["benchmarks"] for folder in folders]
+    if not (names := sorted(set.intersection(*map(set, rows)))):
         raise RuntimeError(f"{', '.join(map(str, folders))} share no benchmark")
     made = {}
     for name in names:
+        for folder, row in zip(folders, rows, strict=True):
+            first, other = (r[name].get("decoding", {}) for r in (rows[0], row))
+            if differs := [
+                f"{k} {first.get(k)} and {v}" for k, v in other.items() if v != first.get(k) and k != "seed"
+            ]:
+                raise ValueError(f"{name} was drawn differently in {folders[0]} and {folder} ({', '.join(differs)}); evaluate them alike")  # fmt: skip
         tables = [load_answers(f, name, texts=False).groupby("id")["right"].mean() for f in folders]
         made[name] = seeds_and_questions(pd.concat(tables, axis=1, join="inner").T.to_numpy())
     return made

@@ -339,7 +339,7 @@ def test_comparison_is_paired_on_common_questions(tmp_path):
     def store(name, right, benchmark="b", **decoding):
         folder = tmp_path / name / benchmark
         rows = [{"id": str(i), "sample": j, "key": f"{i}", "right": r} for i, row in right.items() for j, r in enumerate(row)]  # fmt: skip
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_parquet(folder / "scores.parquet")
         known = runs.read_json(tmp_path / name / "evaluation.json") or {"benchmarks": {}}
         known["benchmarks"][benchmark] = {"answers": benchmark, "mean": 0.5, "decoding": decoding}
@@ -353,6 +353,9 @@ def test_comparison_is_paired_on_common_questions(tmp_path):
     )
     assert got["p"] == got["p_mcnemar"] == got["p_holm"] == 0.5  # 2 of 4 sign patterns are as extreme
     assert got["note"] == "k differs; 1 questions of one model only"
+    with pytest.raises(ValueError, match=r"b was drawn differently in .*a and .*b \(k 1 and 2\)"):
+        report.over_seeds([tmp_path / "a", tmp_path / "b"])  # a difference of decoding is none of seeds
+    store("b", {i: [1 < i < 8] for i in reversed(range(11))}, k=1, seed=7)
     split = report.over_seeds([tmp_path / "a", tmp_path / "b"])["b"]  # ten questions in common: .8 and .6
     assert split.mean == pytest.approx(0.7) and split.same_questions.samples == 2
     assert split == stats.seeds_and_questions(
