@@ -188,7 +188,7 @@ def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None)
 
 
 def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str | Path = "", root: Path | None = None, say=print) -> int:  # fmt: skip
-    """Execute what is not done, then write tables and figure; returns 0 when every run is done.
+    """Execute what is not done, then write tables and figure, also when stopped; returns 0 when every run is done.
 
     out: folder for them; default the sweep's own below `root`. Raises ValueError, before any run, when it cannot be written.
     """
@@ -200,12 +200,14 @@ def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str
         raise ValueError(f"no tables can be written to {folder} ({error.strerror}); name another folder with --out") from None  # fmt: skip
     if not os.access(folder, os.W_OK):
         raise ValueError(f"no tables can be written to {folder}; name another folder with --out")
-    state = pipeline.execute_plan(whole, workers, say)
-    table, metrics = gather(questions, root)
-    if len(table):
-        write(table, metrics, folder, rollouts(questions, root))
-        show(table)
-        say(f"tables and figure: {folder}")
+    try:
+        state = pipeline.execute_plan(whole, workers, say)
+    finally:  # also of a sweep that is stopped on its way: hours of runs are worth a table
+        table, metrics = gather(questions, root)
+        if len(table):
+            write(table, metrics, folder, rollouts(questions, root))
+            show(table)
+            say(f"tables and figure: {folder}")
     return pipeline.unfinished(state, say)
 
 

@@ -117,6 +117,19 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_run(tmp_path, 
         sweep.run({"q": [load_config("lab")]}, out=tmp_path / "taken", root=tmp_path)
 
 
+def test_a_sweep_that_is_stopped_leaves_tables_of_what_is_done(tmp_path, monkeypatch, capsys):
+    done, waiting = finished(tmp_path, [0.2] * 20), load_config("lab", method="gt", seed=11)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.pipeline, "execute_plan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run({"nine": [done, waiting]}, out=tmp_path / "out", root=tmp_path)
+    assert pd.read_csv(tmp_path / "out" / "sweep.csv")["seed"].tolist() == [10]
+    assert "tables and figure" in capsys.readouterr().out
+
+
 def test_the_verb_names_what_it_would_run(capsys):
     assert main(["sweep", "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("45 notebooks, 2 at a time")
