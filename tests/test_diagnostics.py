@@ -1,6 +1,7 @@
 """Measures against values worked by hand, the alarm on synthetic runs whose fate is known by construction."""
 
 import math
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from transformers import TrainerControl
 
-from corelib import diagnostics, probe, runs
+from corelib import alarm_callback, diagnostics, probe, runs
 from corelib.alarm import RULE, Alarm, first_fired
 from corelib.alarm_callback import AlarmCallback
 
@@ -387,6 +388,37 @@ def test_the_callback_acts_once_also_after_a_resume(tmp_path, choice, saves, sto
     assert stored.loc[stored["step"] == expected, "answers/none"].notna().all()
 
 
+def test_all_ranks_save_and_stop_after_the_same_step(tmp_path, monkeypatch):
+    """Only rank 0 reads the metrics; one that did not hear of the alarm would wait in the next collective for ever."""
+    frame, spoken, meeting = FATES["silent"], {}, threading.Barrier(2, timeout=20)
+
+    def gather(own):  # as accelerate's: every rank's list, one after the other
+        spoken[threading.current_thread().name] = own
+        meeting.wait()
+        both = [word for _, words in sorted(spoken.items()) for word in words]
+        meeting.wait()
+        return both
+
+    monkeypatch.setattr(alarm_callback, "gather_object", gather)
+    for row in frame.to_dict("records"):
+        runs.append_metrics(tmp_path, row)
+    acted = {}
+
+    def rank(number):
+        callback, control = AlarmCallback(tmp_path, "stop", lambda _: None), TrainerControl()
+        for step in (1, 2):
+            state = SimpleNamespace(global_step=step, is_world_process_zero=number == 0)
+            callback.on_log(SimpleNamespace(world_size=2), state, control, logs={"loss": 0.0})
+            acted.setdefault(number, []).append((control.should_save, control.should_training_stop))
+
+    ranks = [threading.Thread(target=rank, args=(n,), name=str(n)) for n in (0, 1)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    assert acted == {0: [(True, True)] * 2, 1: [(True, True)] * 2}
+
+
 def test_the_callback_refuses_an_unknown_choice_and_waits_for_metrics(tmp_path):
     with pytest.raises(ValueError, match="choose one of warn, save, stop"):
         AlarmCallback(tmp_path, "halt")
@@ -413,7 +445,7 @@ def test_an_alarm_that_breaks_does_not_end_the_run(tmp_path):
 
 def test_a_run_that_the_alarm_stops_says_so_and_goes_on_when_asked(tiny, tmp_path, monkeypatch):
     """Stopped after the step of the alarm, with a checkpoint and the reason in its status; the same call ends it."""
-    from corelib import alarm_callback, train
+    from corelib import train
 
     monkeypatch.setattr(alarm_callback, "alarm", lambda metrics: Alarm(1, ("it fell",)) if len(metrics) > 1 else Alarm(None))  # fmt: skip
     config = tiny("gt", steps=3, on_collapse="stop")
