@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from corelib import runs, sweep
-from corelib.alarm_study import WINDOW, accuracy_at, fate
+from corelib.alarm_study import GOOD, WINDOW, accuracy_at, fate
 from corelib.config import ROOT, RunConfig
 from corelib.findings import CLEAR, mean_interval
 from corelib.plots import methods, name
@@ -262,6 +262,40 @@ def choices(judged: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> pd.Dat
             "collapsed": table["collapse"].notna(),
         }
     )
+
+
+def worlds(table: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """The alarm by question, which is to say by what was changed of the lab it was tuned in; "k of n" in each cell.
+
+    `table`: sweep.csv; `judged`: `diagnostics.judge_runs` of its runs. Its last line adds up all questions but the nine
+    methods under the lab's own setting, a run of two questions once; in brackets 95 % intervals (Wilson).
+    """
+    parts = {q: table.loc[table["question"] == q, "run"] for q in dict.fromkeys(table["question"])}
+    usual = set(parts.get("nine", ()))
+    parts = {"the lab itself, other seeds" if q == "nine" else q.replace("_", " "): r for q, r in parts.items()}
+    total = "all but the lab itself"
+    if len(others := [run for run in dict.fromkeys(table["run"]) if run not in usual]):
+        parts[total] = others
+    rows = {}
+    for part, names in parts.items():
+        here = judged[judged["run"].isin(names)]
+        fell, said = here["collapse"].notna(), here["alarm"].notna()
+        cells = {
+            "collapses seen": (fell & said, fell),
+            "in time": (fell & (here["lead"] >= 0), fell),
+            "false alarms": (~fell & said, ~fell),
+            "kept 95 % of the best": (here["kept_share"] >= GOOD, here["kept_share"].notna()),
+        }
+        rows[part] = {c: _counted(int(hit.sum()), int(of.sum()), part == total) for c, (hit, of) in cells.items()}
+        rows[part] |= {"median lead (steps)": here["lead"].median(), "median kept": here["kept_share"].median()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what was changed")
+
+
+def _counted(hits: int, of: int, interval: bool) -> str:
+    if not of:
+        return "-"
+    w = wilson(hits, of)
+    return f"{hits} of {of}" + (f" ({100 * w.low:.0f} to {100 * w.high:.0f} %)" if interval else "")
 
 
 def levels(rollouts: pd.DataFrame) -> dict:

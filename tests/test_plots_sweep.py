@@ -256,6 +256,23 @@ def test_the_papers_figures_are_compared_by_the_data():
     assert lacking["here"] == "no finished run of Frozen teacher" and lacking["verdict"] == "-"
 
 
+def test_the_alarm_is_counted_by_what_was_changed():
+    """Of three other runs two collapse, one unseen; the run that two questions share counts once in the sum."""
+    table = pd.DataFrame({"question": ["nine", "nine", "kl", "kl", "base", "base"], "run": list("abcdde")})
+    judged = pd.DataFrame(
+        {"run": list("abcde"), "collapse": [50, np.nan, 60, np.nan, 70], "alarm": [40, np.nan, np.nan, 30, 90], "kept_share": [0.99, 1, 0.5, 1, np.nan]}
+    ).assign(lead=lambda t: t["collapse"] - t["alarm"])  # fmt: skip
+    got = story.worlds(table, judged)
+    assert list(got.index) == ["the lab itself, other seeds", "kl", "base", "all but the lab itself"]
+    assert got.loc["the lab itself, other seeds"].tolist() == ["1 of 1", "1 of 1", "0 of 1", "2 of 2", 10, 0.995]
+    assert got.loc["base", ["collapses seen", "in time", "false alarms"]].tolist() == ["1 of 1", "0 of 1", "1 of 1"]
+    assert got.loc["kl", ["collapses seen", "in time"]].tolist() == ["0 of 1", "0 of 1"]
+    total = got.loc["all but the lab itself"]
+    assert total["collapses seen"] == "1 of 2 (9 to 91 %)"  # by hand: (1 + 1.92 -+ 1.96 sqrt(0.5 + 0.96)) / (2 + 3.84)
+    assert total["kept 95 % of the best"].startswith("1 of 2 (") and total["false alarms"].startswith("1 of 1 (")
+    assert list(story.worlds(table[:2], judged).index) == ["the lab itself, other seeds"]
+
+
 def test_alarm_figures_of_made_up_runs():
     by_run = {"sees": steps("sees", MV, True), "well": steps("well", "gt", False, 1)}
     figure = plots_alarm.strengths(by_run)
