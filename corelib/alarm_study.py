@@ -31,12 +31,21 @@ def by_run(runs: Runs) -> dict[str, pd.DataFrame]:
     return dict(runs)
 
 
+def rollout_accuracy(metrics: pd.DataFrame) -> pd.Series:
+    """Share of the rollouts that are right by step: on the original view, or on the other where a run draws only that.
+
+    Raises ValueError where the run has none (it was trained without labels).
+    """
+    trained = metrics[metrics["step"] > 0].set_index("step")
+    for column in ("gt/accuracy", "gt/accuracy_rephrased"):
+        if column in trained and trained[column].notna().any():
+            return trained[column].dropna()
+    raise ValueError("these metrics have no gt/accuracy; without labels nobody can say whether a run collapsed")
+
+
 def smooth_accuracy(metrics: pd.DataFrame, window: int = WINDOW) -> pd.Series:
-    """Running mean of the rollouts' accuracy by step; ValueError where the run has none (it was trained without labels)."""
-    if "gt/accuracy" not in metrics:
-        raise ValueError("these metrics have no gt/accuracy; without labels nobody can say whether a run collapsed")
-    values = metrics[metrics["step"] > 0].set_index("step")["gt/accuracy"].dropna()
-    return values.rolling(window, min_periods=window).mean()
+    """Running mean of `rollout_accuracy`."""
+    return rollout_accuracy(metrics).rolling(window, min_periods=window).mean()
 
 
 def collapse_step(metrics: pd.DataFrame, window: int = WINDOW) -> int | None:
@@ -57,7 +66,7 @@ def accuracy_at(metrics: pd.DataFrame, step: int) -> float:
 def fate(metrics: pd.DataFrame) -> dict:
     """What became of one run, in the columns of sweep.csv; nan where its metrics do not say.
 
-    A run of fewer than ten steps is judged by as many as it has. Without `gt/accuracy` nobody knows whether it collapsed.
+    A run of fewer than ten steps is judged by as many as it has. Without labels nobody knows whether it collapsed.
     """
     trained = metrics[metrics["step"] > 0].set_index("step")
     window, found = min(WINDOW, len(trained)), alarm(metrics)
@@ -69,12 +78,14 @@ def fate(metrics: pd.DataFrame) -> dict:
         row["held_out"] = metrics["gt/validation"].dropna().iloc[-1]
     if "gt/label_accuracy" in trained:
         row["label_accuracy"] = trained["gt/label_accuracy"].tail(window).mean()
-    if "gt/accuracy" in trained:
-        smooth, fell = smooth_accuracy(metrics, window), collapse_step(metrics, window)
-        row |= {"start": trained["gt/accuracy"].head(3).mean(), "peak": smooth.max(), "peak_step": smooth.idxmax()}
-        row |= {"final": smooth.iloc[-1], "reward_at_peak": reward.get(smooth.idxmax())}
-        row |= {"collapsed": fell is not None, "collapse": fell}
-    return row
+    try:
+        right = rollout_accuracy(metrics)
+    except ValueError:
+        return row
+    smooth, fell = smooth_accuracy(metrics, window), collapse_step(metrics, window)
+    row |= {"start": right.head(3).mean(), "peak": smooth.max(), "peak_step": smooth.idxmax()}
+    row |= {"final": smooth.iloc[-1], "reward_at_peak": reward.get(smooth.idxmax())}
+    return row | {"collapsed": fell is not None, "collapse": fell}
 
 
 def judge_runs(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFrame:

@@ -35,7 +35,8 @@ VARIED = {
 def tidy(table: pd.DataFrame, question: str) -> pd.DataFrame:
     """Runs of a question and those of the nine-method comparison that it is read against: the same methods and seeds.
 
-    `value`: the varied setting; `usual`: whether it is the lab's own. Raises Missing when either side is not there.
+    `value`: the varied setting; `usual`: whether it is the lab's own. Raises Missing when either side is not there. Runs
+    that do not know their accuracy are left out.
     """
     setting = VARIED[question][0]
     asked = table[table["question"] == question]
@@ -48,6 +49,7 @@ def tidy(table: pd.DataFrame, question: str) -> pd.DataFrame:
     both["value"] = both[setting]
     if question == "views":
         both.loc[both["method"] == "co_rewarding_i", "value"] = CROSSED
+    both = both[both["final"].notna()]  # of a run without truth nobody knows how it ended
     return both.assign(collapsed=both["collapsed"].astype(bool))
 
 

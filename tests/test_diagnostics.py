@@ -13,6 +13,7 @@ from transformers import TrainerControl
 from corelib import alarm_callback, diagnostics, probe, runs
 from corelib.alarm import RULE, Alarm, first_fired
 from corelib.alarm_callback import AlarmCallback
+from corelib.alarm_study import fate
 
 
 def run(steps=80, seed=0, **late):
@@ -386,6 +387,21 @@ def test_the_callback_acts_once_also_after_a_resume(tmp_path, choice, saves, sto
     stored = runs.load_metrics(tmp_path)
     assert stored["alarm/step"].dropna().tolist() == [expected]
     assert stored.loc[stored["step"] == expected, "answers/none"].notna().all()
+
+
+def test_a_run_on_rephrased_questions_alone_is_judged_on_them():
+    """.8 for 40 steps, then .1: mean of ten below .4 first at step 46; the other view does not count where both are drawn."""
+    steps = pd.DataFrame({"step": range(1, 61), "reward": 0.5, "answers/none": 0.0})
+    right = np.where(steps["step"] <= 40, 0.8, 0.1)
+    alone = steps.assign(**{"gt/accuracy_rephrased": right})
+    for column in ({}, {"gt/accuracy": np.nan}):  # as in a run's folder, and as in the sweep's table
+        row = fate(alone.assign(**column))
+        assert (row["peak"], row["final"], row["collapsed"], row["collapse"]) == (pytest.approx(0.8), pytest.approx(0.1), True, 46)  # fmt: skip
+        assert diagnostics.judge_runs({"run": alone.assign(**column)})["failure"].tolist() == ["missed"]
+    assert not fate(alone.assign(**{"gt/accuracy": 0.7}))["collapsed"]
+    assert math.isnan(fate(steps)["collapsed"])
+    with pytest.raises(ValueError, match="no gt/accuracy"):
+        diagnostics.judge_runs({"run": steps})
 
 
 def test_all_ranks_save_and_stop_after_the_same_step(tmp_path, monkeypatch):
