@@ -16,7 +16,7 @@ import pandas as pd
 from corelib import runs, sweep
 from corelib.alarm_study import GOOD, WINDOW, accuracy_at, fate
 from corelib.config import ROOT, RunConfig
-from corelib.findings import CLEAR, mean_interval
+from corelib.findings import ANSWERS, CLEAR, mean_interval, tidy
 from corelib.plots import methods, name
 from corelib.plots_diagnostics import Missing
 from corelib.rewards import METHODS
@@ -151,6 +151,20 @@ def markdown(table: pd.DataFrame) -> str:
             f"| {r['reward at peak']:.2f} to {r['reward']:.2f} | {f'**{fell}**' if r['collapsed'] else fell} | {alarms[label]} of {r['seeds']:.0f} |"
         )
     return "\n".join(rows)
+
+
+def answers(table: pd.DataFrame) -> str:
+    """The README's list: each question of the sweep that has runs, and its answer with the seeds that it rests on."""
+    lines = []
+    for question, answer in ANSWERS.items():
+        try:
+            data = tidy(table, question)
+            said = answer(data)
+        except Missing:
+            continue
+        seeds = data.loc[~data["usual"], "seed"].nunique()
+        lines.append(f"- *{sweep.QUESTIONS[question]['asks']}* {said} ({seeds} seed{'s' if seeds > 1 else ''}).")
+    return "\n".join(lines)
 
 
 def _known(table: pd.DataFrame) -> pd.DataFrame:

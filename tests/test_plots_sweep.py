@@ -256,6 +256,14 @@ def test_the_papers_figures_are_compared_by_the_data():
     assert lacking["here"] == "no finished run of Frozen teacher" and lacking["verdict"] == "-"
 
 
+def test_the_readmes_answers_are_those_of_the_questions_that_have_runs():
+    table = pd.DataFrame([*NINE, *rows("near_copy", ONE, [0.1], True, rewording="near_copy"), *rows("kl", MV, [0.1, 0.2], True, beta=0.05)])  # fmt: skip
+    near, kl = story.answers(table).splitlines()
+    assert near == "- *Are rewordings that are near copies why Co-rewarding-I fails?* Near copies make Co-rewarding-I worse: it ends at 10 % (collapsed 1 of 1), with rich rewordings at 70 % (collapsed 0 of 1) (1 seed)."  # fmt: skip
+    assert kl.startswith("- *Does a KL penalty") and kl.endswith("(2 seeds).")
+    assert story.answers(pd.DataFrame(NINE)) == ""
+
+
 def test_the_alarm_is_counted_by_what_was_changed():
     """Of three other runs two collapse, one unseen; the run that two questions share counts once in the sum."""
     table = pd.DataFrame({"question": ["nine", "nine", "kl", "kl", "base", "base"], "run": list("abcdde")})

@@ -66,6 +66,7 @@ def test_lab_table_is_the_committed_sweep():
 
     nine = story.main_runs(story.committed()).table
     assert story.markdown(nine) in README
+    assert story.answers(story.committed().table) in README
     assert set(nine["method"]) == set(METHOD_NAMES) and nine.groupby("method")["seed"].nunique().eq(5).all()
     assert sum((REFERENCE / name).stat().st_size for name in ("sweep.csv", "sweep.parquet", "sweep_rollouts.parquet")) < 2e6  # fmt: skip
 
