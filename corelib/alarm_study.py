@@ -93,7 +93,8 @@ def judge_runs(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFram
 
     `collapse` and `alarm` are steps (nan for never), `lead` their difference (positive: warned before), `failure`
     "missed", "false alarm", "late" or "". `kept`: step of `alarm.keep`; `labelled`: the step that the labelled validation
-    would keep (nan without one); `kept_share` and `labelled_share`: `accuracy_at` these, on rollouts that neither saw.
+    would keep (nan without one); `kept_share`, `labelled_share` and `last_share`: `accuracy_at` these and the last step,
+    on rollouts that neither saw.
     """
     rows = []
     for name, metrics in by_run(runs).items():
@@ -111,6 +112,7 @@ def judge_runs(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFram
                 "run": name, "steps": int(metrics["step"].max()), "collapse": fell, "alarm": said.step, "lead": lead,
                 "failure": failure, "kept": kept, "kept_share": accuracy_at(metrics, kept), "labelled": labelled,
                 "labelled_share": accuracy_at(metrics, labelled) if len(valid) else float("nan"),
+                "last_share": accuracy_at(metrics, int(metrics["step"].max())),
                 "reasons": "; ".join(said.reasons),
             }
         )  # fmt: skip

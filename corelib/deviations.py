@@ -11,7 +11,7 @@ DEVIATIONS: list[tuple[str, str, str, str, str]] = [
     ("pairing of views", "-", "by row position", "joined on extra_info.index", "a dropped row must not shift the rest"),
     ("broken rewrites", "99.97 % success", "76 placeholders kept", "dropped, repaired or counted by the audit of notebook 01", "their votes label the original question"),
     ("DAPO size", "14,109", "II trains on 14,116", "14,109 less what the audit drops", "paper"),
-    ("teacher's end weight", "text 0.9999, Eq. 11 exactly 1", "0.99999", "0.99999; `teacher_schedule=text` or `eq11` for the others", "numerically irrelevant (spec. 4.2)"),
+    ("teacher's end weight", "text 0.9999, Eq. 11 exactly 1", "0.99999", "0.99999; `teacher_schedule=text` or `eq11` for the others", "numerically irrelevant"),
     ("teacher's start weight, lab", "0.99", "0.99", "0.01 x 330/150 = 0.022 for the policy", "the same drift over a shorter run"),
     ("teacher on resume", "-", "lost", "in every checkpoint", "released defect: II silently restarts from the base model"),
     ("KL reference of II and III", "initial model", "the moving teacher", "the moving teacher", "released code"),

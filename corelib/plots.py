@@ -113,7 +113,9 @@ def training(frame: pd.DataFrame, method: str):
     if "reward" in frame:
         left.plot(frame["step"], frame["reward"], color=colour, linestyle=line, label="reward")
         if "gt/accuracy" in frame:
-            left.plot(frame["step"], frame["gt/accuracy"], color="0.55", label="accuracy of the rollouts")
+            left.plot(
+                frame["step"], frame["gt/accuracy"], color="0.55", linestyle="--", label="accuracy of the rollouts"
+            )
         if "gt/validation" in frame:
             left.plot(frame["step"], frame["gt/validation"], "k.", label="validation accuracy")
         right.plot(frame["step"], frame["length/mean"], color=colour, linestyle=line)
@@ -159,18 +161,17 @@ def live(folder, method: str, every: float = 20.0):
 
 
 def rollouts(frame: pd.DataFrame, n: int = 3) -> pd.DataFrame:
-    """The groups worth reading of one step's rollouts: most right, most wrong, most disputed; one row a rollout.
+    """The groups worth reading of one step's rollouts: paid most, paid least, most disputed of the rest; one row a rollout.
 
     `frame`: stored completions of one step. `votes`: how many rollouts of the group gave the same answer.
     """
     frame = frame.copy()
     frame["votes"] = frame.groupby(["pair_id", "view"])["answer"].transform(lambda a: a.map(a.value_counts()))
     stats = frame.groupby(["pair_id", "view"]).agg(reward=("judge", "mean"), distinct=("answer", "nunique"))
-    picks = {
-        "best": stats["reward"].idxmax(),
-        "worst": stats["reward"].idxmin(),
-        "most disputed": stats["distinct"].idxmax(),
-    }
+    picks = {"paid most": stats["reward"].idxmax(), "paid least": stats["reward"].idxmin()}
+    others = stats.drop(index=list(set(picks.values())))
+    if len(others):
+        picks["most disputed"] = others["distinct"].idxmax()
     parts = []
     for kind, (pair, view) in list(picks.items())[:n]:
         group = frame[(frame["pair_id"] == pair) & (frame["view"] == view)].assign(group=kind)

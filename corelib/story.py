@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from corelib import runs, sweep
-from corelib.alarm_study import GOOD, WINDOW, accuracy_at, fate
+from corelib.alarm_study import GOOD, WINDOW, fate
 from corelib.config import ROOT, RunConfig
 from corelib.findings import ANSWERS, CLEAR, mean_interval, tidy
 from corelib.plots import methods, name
@@ -270,12 +270,20 @@ def choices(judged: pd.DataFrame, metrics: Mapping[str, pd.DataFrame]) -> pd.Dat
         {
             "run": table["run"],
             "method": [metrics[run]["method"].iloc[0] for run in table["run"]],
-            "last": [accuracy_at(metrics[run], int(metrics[run]["step"].max())) for run in table["run"]],
+            "last": table["last_share"],
             "label_free": table["kept_share"],
             "validation": table["labelled_share"],
             "collapsed": table["collapse"].notna(),
         }
     )
+
+
+def failures(judged: pd.DataFrame) -> pd.DataFrame:
+    """Runs on which the alarm was wrong, from `diagnostics.judge_runs`, and what was left at the end of their best
+    accuracy: a "false alarm" on a run that has lost a third of it is another thing than one on a run that is well.
+    """
+    wrong = judged.loc[judged["failure"] != "", ["run", "failure", "alarm", "collapse", "last_share", "reasons"]]
+    return wrong.rename(columns={"alarm": "alarm at", "collapse": "halved at", "last_share": "left at the end"}).sort_values(["failure", "left at the end"])  # fmt: skip
 
 
 def worlds(table: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from transformers import TrainerControl
 
-from corelib import alarm_callback, diagnostics, probe, runs
+from corelib import alarm_callback, diagnostics, probe, runs, story
 from corelib.alarm import RULE, Alarm, first_fired
 from corelib.alarm_callback import AlarmCallback
 from corelib.alarm_study import fate
@@ -186,6 +186,9 @@ def test_evaluation_counts_leads_and_failures():
     rows = diagnostics.judge_runs({"sees": sees}).iloc[0]
     assert rows["lead"] == rows["collapse"] - rows["alarm"] > 0
     assert rows["kept_share"] == pytest.approx(1.0, abs=0.03)
+    wrong = story.failures(diagnostics.judge_runs({"sees": sees, "late": late, "unseen": unseen, "false": false}))
+    assert wrong[["run", "failure"]].to_numpy().tolist() == [["false", "false alarm"], ["late", "late"], ["unseen", "missed"]]  # fmt: skip
+    assert wrong["halved at"].isna().tolist() == [True, False, False] and (wrong["left at the end"][1:] < 0.5).all()
     assert table.loc["lead", "of"] == 2 and math.isnan(table.loc["labelled", "median"])
 
 
@@ -199,7 +202,7 @@ def test_a_long_table_is_as_good_as_a_dict_and_the_labelled_choice_is_compared()
     assert table.loc["a", ["kept", "kept_share", "labelled", "labelled_share"]].tolist() == pytest.approx(
         [30, 1, 10, 0.5]
     )
-    assert math.isnan(table.loc["b", "labelled_share"])
+    assert math.isnan(table.loc["b", "labelled_share"]) and table["last_share"].tolist() == [1, 1]
     found = diagnostics.evaluate_alarm(long)
     assert found.loc["kept", ["count", "of", "median"]].tolist() == [2, 2, 1.0]
     assert found.loc["labelled", ["count", "of", "median"]].tolist() == [0, 1, 0.5]

@@ -80,7 +80,7 @@ def test_rollouts_worth_reading():
             for a, r in zip(answers, rewards, strict=True)
         ]
     shown = plots.rollouts(pd.DataFrame(rows))
-    assert shown["group"].unique().tolist() == ["best", "worst", "most disputed"]
-    votes = shown[shown["group"] == "worst"]["votes"]
+    assert shown["group"].unique().tolist() == ["paid most", "paid least", "most disputed"]
+    votes = shown[shown["group"] == "paid least"]["votes"]
     assert votes.iloc[0] == 2 and votes.isna().sum() == 2  # no answer, no vote
     assert shown[shown["group"] == "most disputed"]["answer"].tolist() == ["1", "2", "3", "4"]
