@@ -169,7 +169,11 @@ def sweep(args) -> int:
     root = Path(args.root).absolute() if args.root else None
     names = list(sweep.QUESTIONS) if args.full else _split(args.only) or sweep.DEFAULT
     questions = sweep.read(args.file) if args.file else sweep.asked(names)
-    return _execute(sweep.plan(questions, root), args, signal, lambda plan, workers: sweep.run(questions, workers, args.out, root))  # fmt: skip
+    whole = sweep.plan(questions, root)
+    if args.dry_run:
+        print(sweep.outline(questions, whole, args.workers))
+        return 0
+    return _execute(whole, args, signal, lambda plan, workers: sweep.run(questions, workers, args.out, root))  # fmt: skip
 
 
 def _execute(plan, args, signal, go) -> int:

@@ -19,6 +19,7 @@ from corelib import benchmark_lcb as lcb
 from corelib import benchmark_math as maths
 from corelib.audit import normalise, strip_answer_form
 from corelib.benchmark_base import Benchmark, Verdict
+from corelib.config import unknown
 from corelib.data import load_problems
 
 __all__ = ["BENCHMARKS", "Benchmark", "Verdict", "find", "overlap", "table"]
@@ -137,7 +138,7 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _
 def find(name: str) -> Benchmark:
     """The benchmark of that name; ValueError with the names there are."""
     if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}; valid are {', '.join(BENCHMARKS)}")
+        raise ValueError(unknown("benchmark", name, [*BENCHMARKS, "lab", "paper"]))
     return BENCHMARKS[name]
 
 

@@ -76,6 +76,9 @@ def plan(
             )
     data = dataset or (configs[0].dataset if configs else PROFILES[profile].get("dataset", "open-rs"))
     source = source or (configs[0].source if configs else "")
+    for option, place in (("--source", source), ("--benchmarks", benchmarks)):
+        if place and not Path(place).is_dir():
+            raise ValueError(f"{option} {place}: there is no such folder")
     key = json.dumps([methods, profile, list(seeds), data, source, benchmarks, [c.hash6 for c in configs]])
     folder = root / f"pipeline-{hashlib.sha256(key.encode()).hexdigest()[:6]}"
     jobs = []

@@ -88,7 +88,7 @@ def roc(table: pd.DataFrame):
     ax.plot(table["false_alarms"], table["in_time"], linestyle="--", marker="s", color="#0072B2", markersize=4, label="before accuracy halved")  # fmt: skip
     at = table.iloc[(table["scale"] - 1).abs().argmin()]
     ax.plot(at["false_alarms"], at["detected"], "o", color="k", markerfacecolor="none", markersize=14)
-    ax.annotate(f"scale {at['scale']:g}", (at["false_alarms"], at["detected"]), xytext=(12, -14), textcoords="offset points", fontsize=9)  # fmt: skip
+    ax.annotate(f"scale {at['scale']:g}", (at["false_alarms"], at["detected"]), xytext=(14, -22), textcoords="offset points", fontsize=9)  # fmt: skip
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.06))
     ax.set_xlabel(f"false alarms (share of {at['stable']:.0f} stable runs)", fontsize=9)
     ax.set_ylabel(f"share of {at['collapsed']:.0f} collapsed runs", fontsize=9)

@@ -59,7 +59,7 @@ def _collapse_title(table: pd.DataFrame, frame: pd.DataFrame, main: list[str]) -
     first = f"Majority voting collapses in {count['majority_voting']} seeds"
     if paid:
         first += f" and is paid more and more all the same in {paid}"
-    return f"{first}" + (f"\n(collapsed of the others: {others})" if others else "")
+    return first + (f"\nOf the others collapsed: {others}" if others else "")
 
 
 def ends(table: pd.DataFrame):

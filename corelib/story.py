@@ -210,7 +210,7 @@ def expectations(table: pd.DataFrame) -> pd.DataFrame:
         hits = sum(mv[s] < i[s] < gt[s] for s in both)
         row("Co-rewarding-I ends between majority voting and GT", f"{hits} of {len(both)} seeds", hits, len(both))
     if "frozen_teacher" in part and "gt" in part:
-        rows.append({"expected": "(nothing foreseen) Frozen teacher against GT"} | _as_good(part["frozen_teacher"], part["gt"]))  # fmt: skip
+        rows.append({"expected": "(nothing foreseen) Frozen teacher against GT"} | _as_good(part["frozen_teacher"], part["gt"]) | {"held": "-"})  # fmt: skip
     if "random" in part:
         fell = part["random"]["collapsed"]
         rows.append({"expected": "(nothing foreseen) Random reward, the control", "measured": f"{fell.sum()} of {len(fell)} seeds collapsed", "held": "-"})  # fmt: skip

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -185,6 +186,22 @@ def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None)
     digest = hashlib.sha256(json.dumps([c.run_name for c in configs]).encode()).hexdigest()[:6]
     folder = root / f"sweep-{digest}"
     return pipeline.Plan(folder, [pipeline.training_job(c, folder, root) for c in configs], configs)
+
+
+def outline(questions: Mapping[str, Sequence[RunConfig]], whole: pipeline.Plan, workers: int) -> str:
+    """A dry run: each question with its runs and those that are done, the time the rest may take, and one run's line."""
+    done = {config.run_name: job.done() for config, job in zip(whole.configs, whole.jobs, strict=True)}
+    lines = [f"{len(done)} runs of notebook 03, {workers} at a time, into {whole.folder.parent}"]
+    for name, configs in questions.items():
+        names = [config.run_name for config in configs]
+        asks = f" ({QUESTIONS[name]['asks']})" if name in QUESTIONS else ""
+        lines.append(f"  {name}{asks}: {len(names)} runs, {sum(done[n] for n in names)} done")
+    left = [job for job in whole.jobs if not job.done()]
+    if left:
+        minutes = len(left) * pipeline.TYPICAL["03"] / workers / 60
+        lines.append(f"{len(left)} are left: about {minutes:.0f} min at the lab's usual length. The first of them:")
+        lines.append(shlex.join(left[0].command))
+    return "\n".join(lines)
 
 
 def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str | Path = "", root: Path | None = None, say=print) -> int:  # fmt: skip

@@ -57,7 +57,9 @@ def test_the_table_has_every_benchmark_and_names_no_local_path():
 
 
 def test_an_unknown_name_or_missing_file_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="unknown benchmark 'maths'; valid are math500, gsm8k"):
+    with pytest.raises(
+        ValueError, match="unknown benchmark 'maths': did you mean 'math500'.* valid are math500, gsm8k, .*lab, paper"
+    ):
         find("maths")
     for name, file in {"math500": "math500_ttrl", "cruxeval": "cruxeval.jsonl", "livecodebench": "test.jsonl"}.items():
         with pytest.raises(DataError, match=f"holds none of .*{file}"):

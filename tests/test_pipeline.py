@@ -57,15 +57,23 @@ def test_a_config_file_decides_what_the_command_line_does_not(tmp_path, capsys):
     assert "contradicts profile lab" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_there_is_told_before_anything_runs(tmp_path):
+    for option in ("source", "benchmarks"):
+        with pytest.raises(ValueError, match=f"--{option} /nowhere: there is no such folder"):
+            pipeline.plan(["gt"], "lab", stages=("01",), root=tmp_path, dataset="math", **{option: "/nowhere"})
+
+
 def test_other_inputs_are_another_pipeline(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.mkdir(), b.mkdir()
     folder = lambda **k: pipeline.plan(["gt"], "lab", stages=("01",), root=tmp_path, **k).folder  # noqa: E731
     assert (
         len(
             {
                 folder(),
                 folder(dataset="math"),
-                folder(dataset="math", source="/a"),
-                folder(dataset="math", benchmarks="/b"),
+                folder(dataset="math", source=str(a)),
+                folder(dataset="math", benchmarks=str(b)),
             }
         )
         == 4

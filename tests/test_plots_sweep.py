@@ -216,8 +216,8 @@ def steps(run, method, collapses, seed=0, length=40):
 def test_the_opening_figure_counts_and_can_say_the_contrary():
     made = [(m, s) for m in ("gt", MV, ONE, TWO) for s in (10, 11)]
     for collapses, title in (
-        (True, "Majority voting collapses in 2 of 2 seeds and is paid more and more all the same in 2\n(collapsed of the others: GT reward 0 of 2, Co-rewarding-I 0 of 2 and Co-rewarding-II 0 of 2)"),
-        (False, "Majority voting collapses in 0 of 2 seeds\n(collapsed of the others:"),
+        (True, "Majority voting collapses in 2 of 2 seeds and is paid more and more all the same in 2\nOf the others collapsed: GT reward 0 of 2, Co-rewarding-I 0 of 2 and Co-rewarding-II 0 of 2"),
+        (False, "Majority voting collapses in 0 of 2 seeds\nOf the others collapsed:"),
     ):  # fmt: skip
         table = pd.DataFrame([{"question": "nine", "run": f"{m}-{s}", "method": m, "seed": s, "collapsed": collapses and m == MV} for m, s in made])  # fmt: skip
         metrics = pd.concat([steps(f"{m}-{s}", m, collapses and m == MV, s).drop(columns="method") for m, s in made])

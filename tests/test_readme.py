@@ -27,9 +27,9 @@ def test_linked_files_exist():
 
 
 @pytest.mark.parametrize("line", SHELL)
-def test_commands_exist(line, capsys, monkeypatch):
+def test_commands_exist(line, capsys, monkeypatch, tmp_path):
     for command in line.split("&&"):
-        words = shlex.split(command)
+        words = [str(tmp_path) if word == "FOLDER" else word for word in shlex.split(command)]
         if "corelib" in words:
             monkeypatch.setattr("sys.argv", ["corelib"])
             verb = words[words.index("corelib") + 1 :]

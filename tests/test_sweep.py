@@ -130,9 +130,11 @@ def test_a_sweep_that_is_stopped_leaves_tables_of_what_is_done(tmp_path, monkeyp
     assert "tables and figure" in capsys.readouterr().out
 
 
-def test_the_verb_names_what_it_would_run(capsys):
-    assert main(["sweep", "--dry-run"]) == 0
-    assert capsys.readouterr().out.startswith("45 notebooks, 2 at a time")
+def test_the_verb_names_what_it_would_run(capsys, tmp_path):
+    assert main(["sweep", "--dry-run", "--root", str(tmp_path)]) == 0
+    first, nine, left, command = capsys.readouterr().out.splitlines()
+    assert first.startswith("45 runs of notebook 03, 2 at a time") and nine == "  nine (Which of the nine methods collapse?): 45 runs, 0 done"  # fmt: skip
+    assert left.startswith("45 are left: about 56 min") and "03_grpo_training.ipynb" in command  # 45 x 150 s / 2
     assert main(["sweep", "--only", "equality", "--dry-run"]) == 0 and "released" not in capsys.readouterr().err
     assert main(["sweep", "absent.yaml"]) == 2 and "does not exist" in capsys.readouterr().err
     assert main(["sweep", "absent.yaml", "--full"]) == 2 and "--only, or --full" in capsys.readouterr().err
