@@ -126,8 +126,11 @@ def _base(data: pd.DataFrame) -> str:
         raise Missing(f"the runs of {name('majority_voting')} from the other base model are not done yet")
     other = others[0]
     mv, two = _part(data, "majority_voting", other), _part(data, "co_rewarding_ii", other)
-    same = "shows the same" if parts(other) == parts(None) else "does not show the same"
-    return f"A second base model {same}: majority voting ends at {_says(mv)}, Co-rewarding-II at {_says(two)}"
+    if parts(other) == parts(None):
+        how = "From a second base model majority voting ends below Co-rewarding-II too" if parts(other) else "Neither base model parts majority voting from Co-rewarding-II"  # fmt: skip
+    else:
+        how = f"Only {'the second' if parts(other) else 'the first'} base model parts majority voting from Co-rewarding-II"  # fmt: skip
+    return f"{how}: {_says(mv)} against {_says(two)}"
 
 
 def _teacher(data: pd.DataFrame) -> str:
@@ -160,8 +163,8 @@ def _wrong_rewrites(data: pd.DataFrame) -> str:
         tried = {v: _part(data, method, v) for v in _varied(data, method)}
         worse = [v for v, rows in tried.items() if _apart(rows, _part(data, method)) == -1]
         most = max(tried)
-        harm = f"ends lower from {100 * min(worse):.0f} % wrong rewrites on" if worse else f"bears {100 * most:.0f} % wrong rewrites"  # fmt: skip
-        said.append(f"{name(method)} {harm} ({_says(tried[most])} at {100 * most:.0f} %)")
+        harm = f"ends lower from {100 * min(worse):.0f} % wrong rewrites on" if worse else "bears wrong rewrites"
+        said.append(f"{name(method)} {harm}: with {100 * most:.0f} % at {_says(tried[most])}")
     return "; ".join(said)
 
 
@@ -184,11 +187,11 @@ def _kl(data: pd.DataFrame) -> str:
     usual = _part(data, "majority_voting")
     tried = {v: _part(data, "majority_voting", v) for v in _varied(data, "majority_voting")}
     saved = [v for v, rows in tried.items() if rows["collapsed"].mean() < usual["collapsed"].mean()]
-    counts = listed([f"{fell(rows)} at {v:g}" for v, rows in tried.items()])
+    counts = f"it ends at {listed([f'{_says(rows)} with {v:g}' for v, rows in tried.items()])}, {_says(usual)} without"
     if not usual["collapsed"].any():
-        return f"Majority voting collapsed in {fell(usual)} seeds without a KL penalty, {counts}"
+        return f"Majority voting collapses without a KL penalty in none of these seeds: {counts}"
     how = f"A KL penalty of {_share(saved)} makes majority voting collapse less often" if saved else "No KL penalty tried keeps majority voting from collapsing"  # fmt: skip
-    return f"{how}: {counts}, {fell(usual)} without"
+    return f"{how}: {counts}"
 
 
 def _equality(data: pd.DataFrame) -> str:
@@ -197,7 +200,8 @@ def _equality(data: pd.DataFrame) -> str:
     same = all((both[f"{c}_x"] == both[f"{c}_y"]).all() for c in ("peak", "final", "reward", "tokens"))
     if same:
         return f"Released string equality or equivalence: the same run to the last digit ({100 * both['final_x'].mean():.0f} % at the end), no vote differs"
-    return f"The released string equality changes the run: it ends at {_says(released)}, with equivalence at {_says(ours)}"  # fmt: skip
+    how = "changes votes, but not how the run ends" if not _apart(released, ours) else "changes how the run ends"
+    return f"The released string equality {how}: {_says(released)}, with equivalence {_says(ours)}"
 
 
 ANSWERS: dict[str, Callable[[pd.DataFrame], str]] = {

@@ -57,9 +57,9 @@ BOTH_WAYS = {
     ),
     "base": (
         [r for m, x in ((MV, 0.2), (TWO, 0.9)) for r in rows("base", m, [x, x], model="lab2")],
-        "A second base model shows the same: majority voting ends at 20 %",
+        "From a second base model majority voting ends below Co-rewarding-II too: 20 % (collapsed 0 of 2) against 90 %",
         [r for m, x in ((MV, 0.9), (TWO, 0.9)) for r in rows("base", m, [x, x], model="lab2")],
-        "A second base model does not show the same: majority voting ends at 90 %",
+        "Only the first base model parts majority voting from Co-rewarding-II: 90 %",
     ),
     "teacher": (
         rows("teacher", TWO, [0.3, 0.4], True, teacher_start=1.0) + rows("teacher", TWO, [0.84, 0.88], teacher_start=0.1),
@@ -75,9 +75,9 @@ BOTH_WAYS = {
     ),
     "wrong_rewrites": (
         rows("wrong_rewrites", ONE, [0.5, 0.6], wrong_rewrites=0.2) + rows("wrong_rewrites", ONE, [0.4, 0.4], wrong_rewrites=0.3),
-        "Co-rewarding-I ends lower from 20 % wrong rewrites on (40 % (collapsed 0 of 2) at 30 %)",
+        "Co-rewarding-I ends lower from 20 % wrong rewrites on: with 30 % at 40 % (collapsed 0 of 2)",
         rows("wrong_rewrites", ONE, [0.7, 0.8], wrong_rewrites=0.3),
-        "Co-rewarding-I bears 30 % wrong rewrites",
+        "Co-rewarding-I bears wrong rewrites: with 30 % at 75 %",
     ),
     "group": (
         [r for g in (4, 16) for r in rows("group", MV, [0.1, 0.1], True, rollouts=g)],
@@ -87,7 +87,7 @@ BOTH_WAYS = {
     ),
     "kl": (
         rows("kl", MV, [0.9, 0.8], beta=0.05) + rows("kl", MV, [0.1, 0.1], True, beta=0.005),
-        "A KL penalty of 0.05 makes majority voting collapse less often: 2 of 2 at 0.005 and 0 of 2 at 0.05, 2 of 2 without",
+        "A KL penalty of 0.05 makes majority voting collapse less often: it ends at 10 % (collapsed 2 of 2) with 0.005 and 85 % (collapsed 0 of 2) with 0.05, 15 % (collapsed 2 of 2) without",
         rows("kl", MV, [0.1, 0.1], True, beta=0.05),
         "No KL penalty tried keeps majority voting from collapsing",
     ),
@@ -95,7 +95,7 @@ BOTH_WAYS = {
         rows("equality", MV, [0.1], True, answer_equality="released"),
         "Released string equality or equivalence: the same run to the last digit",
         rows("equality", MV, [0.4], answer_equality="released"),
-        "The released string equality changes the run",
+        "The released string equality changes how the run ends: 40 %",
     ),
 }  # fmt: skip
 
