@@ -1,8 +1,9 @@
 """What the sweep's questions found, as sentences computed from sweep.csv: each can come out the other way.
 
-An answer rests on the seeds' final accuracies (mean of ten steps): two settings are told apart when every seed of one ends
-above every seed of the other and their means differ by at least `CLEAR`; otherwise the sentence says that they are not.
-Seeds are few, so counts are always given.
+An answer rests on final accuracies (mean of ten steps), compared seed by seed: runs of one seed share their questions'
+order and sampling. Two settings are told apart when the differences have a mean of at least `CLEAR` and a 95 % interval
+(Student's t) that excludes 0, or, below `FEW_SEEDS` seeds, one sign; otherwise the sentence says that they are not. Seeds
+are few, so counts are always given.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from corelib.plots import methods, name
 from corelib.plots_diagnostics import Missing, listed
 
 CLEAR = 0.05  # as good as: within five points of accuracy
+FEW_SEEDS = 3  # below, no interval is given and nothing is called settled
 CROSSED = "both, label of\nthe other view (I)"
 
 VARIED = {
@@ -77,11 +79,25 @@ def _part(data: pd.DataFrame, method: str, value=None) -> pd.DataFrame:
     return rows
 
 
+def _differences(a: pd.DataFrame, b: pd.DataFrame) -> pd.Series:
+    """Final accuracy of `a` minus that of `b`, seed by seed."""
+    return (a.set_index("seed")["final"] - b.set_index("seed")["final"]).dropna()
+
+
 def _apart(a: pd.DataFrame, b: pd.DataFrame) -> int:
-    """-1 where every seed of `a` ends below every seed of `b`, clearly; 1 above; 0 when they are not told apart."""
-    if abs(a["final"].mean() - b["final"].mean()) < CLEAR:
+    """-1 where `a` ends below `b`, 1 above, 0 when they are not told apart (see the head of this file)."""
+    d = _differences(a, b)
+    if d.empty or abs(d.mean()) < CLEAR:
         return 0
-    return -1 if a["final"].max() < b["final"].min() else 1 if a["final"].min() > b["final"].max() else 0
+    _, low, high = mean_interval(d) if len(d) >= FEW_SEEDS else (None, d.min(), d.max())
+    return -1 if high < 0 else 1 if low > 0 else 0
+
+
+def _by(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    """The difference in words, where there are seeds enough for an interval."""
+    if len(d := _differences(a, b)) < FEW_SEEDS:
+        return ""
+    return "; difference {:+.0f} points ({:+.0f} to {:+.0f})".format(*(100 * x for x in mean_interval(d)))
 
 
 def _says(rows: pd.DataFrame) -> str:
@@ -99,13 +115,15 @@ def _share(values) -> str:
 def _views(data: pd.DataFrame) -> str:
     both, crossed = _part(data, "majority_voting", "both"), _part(data, "co_rewarding_i", CROSSED)
     how = {-1: "It is the label, not the data", 0: "Label and data are not told apart", 1: "It is the data, not the label"}  # fmt: skip
-    return f"{how[_apart(both, crossed)]}: on both views' questions majority voting ends at {_says(both)}, with the labels crossed (I) at {_says(crossed)}"
+    return f"{how[_apart(both, crossed)]}: on both views' questions majority voting ends at {_says(both)}, with the labels crossed (I) at {_says(crossed)}{_by(both, crossed)}"
 
 
 def _near_copy(data: pd.DataFrame) -> str:
     near, rich = _part(data, "co_rewarding_i", "near_copy"), _part(data, "co_rewarding_i")
     how = {-1: "Near copies make Co-rewarding-I worse", 0: "Near copies make no clear difference to Co-rewarding-I", 1: "Near copies do Co-rewarding-I good"}  # fmt: skip
-    return f"{how[_apart(near, rich)]}: it ends at {_says(near)}, with rich rewordings at {_says(rich)}"
+    return (
+        f"{how[_apart(near, rich)]}: it ends at {_says(near)}, with rich rewordings at {_says(rich)}{_by(near, rich)}"
+    )
 
 
 def _learning_rate(data: pd.DataFrame) -> str:
@@ -114,7 +132,7 @@ def _learning_rate(data: pd.DataFrame) -> str:
     if not apart:
         return f"At no learning rate of {_share(rates)} does majority voting end clearly below Co-rewarding-II"
     rest = [r for r in rates if r not in apart]
-    text = f"Majority voting ends below Co-rewarding-II in every seed at learning rate {_share(apart)}"
+    text = f"Majority voting ends below Co-rewarding-II at learning rate {_share(apart)}"
     return text + (f"; at {_share(rest)} they are not told apart" if rest else "")
 
 
@@ -127,10 +145,11 @@ def _base(data: pd.DataFrame) -> str:
     other = others[0]
     mv, two = _part(data, "majority_voting", other), _part(data, "co_rewarding_ii", other)
     if parts(other) == parts(None):
-        how = "From a second base model majority voting ends below Co-rewarding-II too" if parts(other) else "Neither base model parts majority voting from Co-rewarding-II"  # fmt: skip
+        how = "ends below Co-rewarding-II too" if parts(other) else "is not told apart from Co-rewarding-II either"
+        how = f"From a second base model majority voting {how}"
     else:
-        how = f"Only {'the second' if parts(other) else 'the first'} base model parts majority voting from Co-rewarding-II"  # fmt: skip
-    return f"{how}: {_says(mv)} against {_says(two)}"
+        how = "Only from the second base model does majority voting end below Co-rewarding-II" if parts(other) else "That majority voting ends below Co-rewarding-II is not settled for a second base model"  # fmt: skip
+    return f"{how}: {_says(mv)} against {_says(two)}{_by(mv, two)}"
 
 
 def _teacher(data: pd.DataFrame) -> str:

@@ -16,14 +16,13 @@ import pandas as pd
 from corelib import runs, sweep
 from corelib.alarm_study import GOOD, WINDOW, fate
 from corelib.config import ROOT, RunConfig
-from corelib.findings import ANSWERS, CLEAR, mean_interval, tidy
+from corelib.findings import ANSWERS, CLEAR, FEW_SEEDS, mean_interval, tidy
 from corelib.plots import methods, name
 from corelib.plots_diagnostics import Missing
 from corelib.rewards import METHODS
 from corelib.stats import wilson
 
 REFERENCE = ROOT / "outputs" / "reference"
-FEW_SEEDS = 3  # below, nothing is called settled by counts
 MAKE = "python -m corelib sweep --full --out outputs/reference"
 
 
