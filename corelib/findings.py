@@ -133,7 +133,9 @@ def _learning_rate(data: pd.DataFrame) -> str:
         return f"At no learning rate of {_share(rates)} does majority voting end clearly below Co-rewarding-II"
     rest = [r for r in rates if r not in apart]
     text = f"Majority voting ends below Co-rewarding-II at learning rate {_share(apart)}"
-    return text + (f"; at {_share(rest)} they are not told apart" if rest else "")
+    text += f"; at {_share(rest)} they are not told apart" if rest else ""
+    down = [r for r in rates if _part(data, "majority_voting", r)["collapsed"].any()]
+    return text + (f"; it collapses at {_share(down)} only" if down and down != rates else "")
 
 
 def _base(data: pd.DataFrame) -> str:
