@@ -255,7 +255,7 @@ os._exit(3)
 
 
 def fill(code: str, port: int = 9) -> str:
-    words = dict(TOKEN=f"sbx{os.getpid()}", ROOT=ROOT, HOME=Path.home(), SECRET=__file__, PORT=port, PID=os.getppid())
+    words = dict(TOKEN=f"sbx{os.getpid()}", ROOT=ROOT, HOME=Path.home(), SECRET=__file__, PORT=port, PID=os.getpid())
     for word, value in words.items():
         code = code.replace(f"@{word}@", str(value))
     return code
