@@ -120,26 +120,29 @@ def judge_runs(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFram
 
 
 def evaluate_alarm(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFrame:
+    """`alarm_counts` of `judge_runs`. Raises ValueError for no runs."""
+    return alarm_counts(judge_runs(runs, rule, scale))
+
+
+def alarm_counts(judged: pd.DataFrame) -> pd.DataFrame:
     """How good the alarm is: counts with 95 % Wilson intervals, leads, the checkpoint kept; a row a measure.
 
-    Columns count, of, share, low, high, median, note. Rows: detected (among collapsed runs), in time (before accuracy is
+    `judged`: `judge_runs`, or some of its rows. Columns count, of, share, low, high, median, note. Rows: detected (among collapsed runs), in time (before accuracy is
     below half its peak), false alarms (among the others), lead (steps), kept (count: runs whose kept checkpoint has
     `GOOD` of the best accuracy; median of that share), labelled (the same for the labelled validation's choice). `note`
-    lists the failures, or the range and quartiles. Runs are taken as independent; the same seed run twice is not. Raises
-    ValueError for no runs.
+    lists the failures, or the range and quartiles. Runs are taken as independent; the same seed run twice is not.
     """
-    table = judge_runs(runs, rule, scale)
-    fell = table["collapse"].notna()
+    fell = judged["collapse"].notna()
     rows = {}
     for name, among, hit, wrong in (
-        ("detected", fell, table["alarm"].notna(), "missed"),
-        ("in time", fell, table["lead"] >= 0, "late"),
-        ("false alarms", ~fell, table["alarm"].notna(), "false alarm"),
+        ("detected", fell, judged["alarm"].notna(), "missed"),
+        ("in time", fell, judged["lead"] >= 0, "late"),
+        ("false alarms", ~fell, judged["alarm"].notna(), "false alarm"),
     ):
-        rows[name] = _share(among & hit, among) | {"note": ", ".join(table.loc[table["failure"] == wrong, "run"])}
-    rows["lead"] = {"of": int(table["lead"].count()), **_spread(table["lead"])}
+        rows[name] = _share(among & hit, among) | {"note": ", ".join(judged.loc[judged["failure"] == wrong, "run"])}
+    rows["lead"] = {"of": int(judged["lead"].count()), **_spread(judged["lead"])}
     for name in ("kept", "labelled"):
-        share = table[f"{name}_share"]
+        share = judged[f"{name}_share"]
         rows[name] = _share(share >= GOOD, share.notna()) | _spread(share)
     return pd.DataFrame.from_dict(rows, orient="index").reindex(
         columns=["count", "of", "share", "low", "high", "median", "note"]

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from corelib.alarm import Alarm, Rule, alarm, evidence, keep
-from corelib.alarm_study import collapse_step, evaluate_alarm, judge_runs, roc, sensitivity
+from corelib.alarm_study import alarm_counts, collapse_step, evaluate_alarm, judge_runs, roc, sensitivity
 from corelib.answers import cluster, equivalent
 
 __all__ = [
     "Alarm", "Rule", "alarm", "evidence", "keep",
-    "collapse_step", "evaluate_alarm", "judge_runs", "roc", "sensitivity",
+    "alarm_counts", "collapse_step", "evaluate_alarm", "judge_runs", "roc", "sensitivity",
     "answer_entropy", "case_study", "distinct_n", "label_accuracy", "repetition", "rollout_measures", "votes",
 ]  # fmt: skip
 

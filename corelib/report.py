@@ -185,7 +185,7 @@ def compare(a: str | Path, b: str | Path) -> pd.DataFrame:
         else:
             x, y = verdicts(left_both), verdicts(right_both)
         d = paired_difference(x, y)
-        notes = [f"{key} differs" for key, value in first[name].get("decoding", {}).items() if value != second[other].get("decoding", {}).get(key)]  # fmt: skip
+        notes = [f"{key} differs" for key in decoded_differently(first[name], second[other])]
         if only := left["id"].nunique() + right["id"].nunique() - 2 * len(both):
             notes.append(f"{only} questions of one model only")
         means = {which: sum(sum(r) / len(r) for r in rows) / len(rows) for which, rows in (("a", x), ("b", y))}
@@ -200,6 +200,12 @@ def compare(a: str | Path, b: str | Path) -> pd.DataFrame:
     return frame.set_index("benchmark")
 
 
+def decoded_differently(one: dict, other: dict) -> dict[str, tuple]:
+    """{setting of decoding: both values} where two benchmark rows of evaluation.json differ."""
+    theirs = other.get("decoding", {})
+    return {k: (v, theirs.get(k)) for k, v in one.get("decoding", {}).items() if v != theirs.get(k)}
+
+
 def over_seeds(folders: Sequence[str | Path]) -> dict[str, SeedsAndQuestions]:
     """Evaluations of runs that differ by their seed: one mean a benchmark, its error split into seeds and questions.
 
@@ -212,11 +218,11 @@ def over_seeds(folders: Sequence[str | Path]) -> dict[str, SeedsAndQuestions]:
     made = {}
     for name in names:
         for folder, row in zip(folders, rows, strict=True):
-            first, other = (r[name].get("decoding", {}) for r in (rows[0], row))
-            if differs := [
-                f"{k} {first.get(k)} and {v}" for k, v in other.items() if v != first.get(k) and k != "seed"
-            ]:
-                raise ValueError(f"{name} was drawn differently in {folders[0]} and {folder} ({', '.join(differs)}); evaluate them alike")  # fmt: skip
+            differs = decoded_differently(rows[0][name], row[name])
+            differs.pop("seed", None)  # of which there must be several
+            if differs:
+                said = ", ".join(f"{key} {one} and {other}" for key, (one, other) in differs.items())
+                raise ValueError(f"{name} was drawn differently in {folders[0]} and {folder} ({said}); evaluate them alike")  # fmt: skip
         tables = [load_answers(f, name, texts=False).groupby("id")["right"].mean() for f in folders]
         made[name] = seeds_and_questions(pd.concat(tables, axis=1, join="inner").T.to_numpy())
     return made

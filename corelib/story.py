@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from corelib import runs, sweep
-from corelib.alarm_study import GOOD, WINDOW, fate
+from corelib.alarm_study import GOOD, WINDOW, alarm_counts, fate
 from corelib.config import ROOT, RunConfig
 from corelib.findings import ANSWERS, CLEAR, FEW_SEEDS, mean_interval, tidy
 from corelib.plots import methods, name
@@ -297,26 +297,19 @@ def worlds(table: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     total = "all but the lab itself"
     if len(others := [run for run in dict.fromkeys(table["run"]) if run not in usual]):
         parts[total] = others
+    shown = {"detected": "collapses seen", "in time": "in time", "false alarms": "false alarms", "kept": f"kept {100 * GOOD:.0f} % of the best"}  # fmt: skip
     rows = {}
     for part, names in parts.items():
-        here = judged[judged["run"].isin(names)]
-        fell, said = here["collapse"].notna(), here["alarm"].notna()
-        cells = {
-            "collapses seen": (fell & said, fell),
-            "in time": (fell & (here["lead"] >= 0), fell),
-            "false alarms": (~fell & said, ~fell),
-            "kept 95 % of the best": (here["kept_share"] >= GOOD, here["kept_share"].notna()),
-        }
-        rows[part] = {c: _counted(int(hit.sum()), int(of.sum()), part == total) for c, (hit, of) in cells.items()}
-        rows[part] |= {"median lead (steps)": here["lead"].median(), "median kept": here["kept_share"].median()}
+        counts = alarm_counts(judged[judged["run"].isin(names)])
+        rows[part] = {title: _counted(counts.loc[row], part == total) for row, title in shown.items()}
+        rows[part] |= {"median lead (steps)": counts.loc["lead", "median"], "median kept": counts.loc["kept", "median"]}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what was changed")
 
 
-def _counted(hits: int, of: int, interval: bool) -> str:
-    if not of:
+def _counted(row: pd.Series, interval: bool) -> str:
+    if not row["of"]:
         return "-"
-    w = wilson(hits, of)
-    return f"{hits} of {of}" + (f" ({100 * w.low:.0f} to {100 * w.high:.0f} %)" if interval else "")
+    return f"{row['count']:.0f} of {row['of']:.0f}" + (f" ({100 * row['low']:.0f} to {100 * row['high']:.0f} %)" if interval else "")  # fmt: skip
 
 
 def levels(rollouts: pd.DataFrame) -> dict:

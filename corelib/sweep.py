@@ -190,13 +190,14 @@ def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None)
 
 def outline(questions: Mapping[str, Sequence[RunConfig]], whole: pipeline.Plan, workers: int) -> str:
     """A dry run: each question with its runs and those that are done, the time the rest may take, and one run's line."""
-    done = {config.run_name: job.done() for config, job in zip(whole.configs, whole.jobs, strict=True)}
+    jobs = {config.run_name: job for config, job in zip(whole.configs, whole.jobs, strict=True)}
+    done = {name: job.done() for name, job in jobs.items()}
     lines = [f"{len(done)} runs of notebook 03, {workers} at a time, into {whole.folder.parent}"]
     for name, configs in questions.items():
         names = [config.run_name for config in configs]
         asks = f" ({QUESTIONS[name]['asks']})" if name in QUESTIONS else ""
         lines.append(f"  {name}{asks}: {len(names)} runs, {sum(done[n] for n in names)} done")
-    left = [job for job in whole.jobs if not job.done()]
+    left = [job for name, job in jobs.items() if not done[name]]
     if left:
         minutes = len(left) * pipeline.TYPICAL["03"] / workers / 60
         lines.append(f"{len(left)} are left: about {minutes:.0f} min at the lab's usual length. The first of them:")

@@ -285,7 +285,7 @@ def test_the_alarm_is_counted_by_what_was_changed():
     table = pd.DataFrame({"question": ["nine", "nine", "kl", "kl", "base", "base"], "run": list("abcdde")})
     judged = pd.DataFrame(
         {"run": list("abcde"), "collapse": [50, np.nan, 60, np.nan, 70], "alarm": [40, np.nan, np.nan, 30, 90], "kept_share": [0.99, 1, 0.5, 1, np.nan]}
-    ).assign(lead=lambda t: t["collapse"] - t["alarm"])  # fmt: skip
+    ).assign(lead=lambda t: t["collapse"] - t["alarm"], failure="", labelled_share=np.nan)  # fmt: skip
     got = story.worlds(table, judged)
     assert list(got.index) == ["the lab itself, other seeds", "kl", "base", "all but the lab itself"]
     assert got.loc["the lab itself, other seeds"].tolist() == ["1 of 1", "1 of 1", "0 of 1", "2 of 2", 10, 0.995]
