@@ -83,7 +83,9 @@ def rollout_measures(completions: pd.DataFrame, equality: str = "equivalent") ->
     _need(completions, ("step", "pair_id", "view", "answer", "completion"))
     rows = {}
     for step, batch in completions.groupby("step"):
-        batch = batch.assign(cls=pd.Series(classes(batch["answer"], equality), index=batch.index, dtype=object))
+        batch = batch.assign(
+            completion=_texts(batch), cls=pd.Series(classes(batch["answer"], equality), index=batch.index, dtype=object)
+        )
         one = batch[batch["view"] == "original"] if (batch["view"] == "original").any() else batch
         within = batch.groupby(["pair_id", "view"])["cls"].apply(lambda g: answer_entropy(list(g)))
         own = one.groupby("pair_id")["cls"].apply(lambda g: answer_entropy(list(g)))
@@ -203,10 +205,15 @@ def case_study(
                 {
                     "method": name(method), "step": step, "question": first["prompt"], "truth": first["truth"],
                     "label": first.get("label"), "answers": ", ".join(f"{a} x {k}" for a, k in counts),
-                    "completion": "\n".join(t for t, _ in Counter(group["completion"]).most_common(n)),
+                    "completion": "\n".join(t for t, _ in Counter(_texts(group)).most_common(n)),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _texts(frame: pd.DataFrame) -> pd.Series:
+    """Completions; one that is missing is empty."""
+    return frame["completion"].map(lambda text: text if isinstance(text, str) else "")
 
 
 def _need(frame: pd.DataFrame, columns: Sequence[str]) -> None:

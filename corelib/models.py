@@ -44,8 +44,7 @@ def identify(model: str | Path) -> Checkpoint:
     path = LAB_BASES.get(name) or Path(name).expanduser()
     if path.is_dir():
         return Checkpoint(name, str(path.resolve()), None, _folder_digest(path))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) or name.startswith("."):
-        raise ValueError(f"model {name!r} is neither a folder here nor a Hub id (OWNER/NAME); check the path")
+    require_hub_id(name)
     path, _, asked = name.partition("@")
     from huggingface_hub import snapshot_download
 
@@ -59,6 +58,12 @@ def identify(model: str | Path) -> Checkpoint:
         ) from error
     commit = Path(found).name
     return Checkpoint(name, path, commit, hashlib.sha256(f"{path}@{commit}".encode()).hexdigest()[:12])
+
+
+def require_hub_id(name: str) -> None:
+    """Raise ValueError for a model that is no folder and is not spelt as a Hub id; the Hub is not asked."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) or name.startswith("."):
+        raise ValueError(f"model {name!r} is neither a folder here nor a Hub id (OWNER/NAME); check the path")
 
 
 def _folder_digest(folder: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from corelib import runs
 from corelib.config import DATASETS, METHOD_NAMES, PROFILES, ROOT, RunConfig, load_config, unknown
 from corelib.launch import Job, execute
+from corelib.models import require_hub_id
 
 STAGES = {
     "01": "01_data_preparation",
@@ -139,7 +140,12 @@ def _label(config: RunConfig) -> str:
 
 
 def training_job(config: RunConfig, folder: Path, root: Path, needs: Sequence[str] = ()) -> Job:
-    """Notebook 03 of one run, into the run's own folder; its configuration lies in `folder`/configs."""
+    """Notebook 03 of one run, into the run's own folder; its configuration lies in `folder`/configs.
+
+    Raises ValueError for a model that is neither known, nor a folder, nor spelt as a Hub id.
+    """
+    if config.model != "smollm2" and not Path(config.base_model).is_dir():  # that one is unpacked when it is trained
+        require_hub_id(config.base_model)
     run = root / config.run_name
     parameters = {
         "profile": config.profile,

@@ -15,9 +15,12 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from corelib.alarm_study import WINDOW
+from corelib.answers import equivalent
 from corelib.plots import STYLE, mean_band, methods, name
 
 MARKS = dict(zip(STYLE, "osv^Dxp*+", strict=True))  # four methods share a solid line: markers tell them apart in grey
+SHOWN = 300  # characters at either end of a text that a table cuts
+LEFT = 'style="text-align:left;vertical-align:top"'
 FEW = 8  # questions behind a point, below which their share is mostly noise
 AXES = {
     "answers/distinct_group": "distinct answers in a group (share)",
@@ -288,18 +291,33 @@ def _level(i: int, of: int) -> dict:
 
 
 def case_study_html(frame: pd.DataFrame) -> str:
-    """`diagnostics.case_study` as an HTML table; texts of the model are escaped, a wrong label is marked in words."""
+    """`diagnostics.case_study` as an HTML table; texts of the model are escaped, cut when they are long, and not typeset; a
+    label that is not equivalent to the truth is marked in words.
+    """
     body, last = [], None
     for row in frame.to_dict("records"):
-        cells = [row["method"] if row["method"] != last else "", row["step"], row["question"], row["truth"], row["label"], row["answers"], row["completion"]]  # fmt: skip
+        cells = [row["method"] if row["method"] != last else "", row["step"], row["question"], row["truth"]]
         last = row["method"]
-        if isinstance(row["label"], str) and row["label"] != row["truth"]:
-            cells[4] = f"{row['label']} (wrong)"
-        cells = ["-" if c is None or c != c else html.escape(str(c)).replace("\n", "<br>") for c in cells]
-        body.append("<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{c}</td>' for c in cells) + "</tr>")  # fmt: skip
+        known = isinstance(row["label"], str) and isinstance(row["truth"], str)
+        wrong = " (wrong)" if known and not equivalent(row["truth"], row["label"]) else ""
+        written = [_cut(row["label"]), _cut(row["answers"]), _cut(row["completion"])]
+        cells = [f"<td {LEFT}>{_escaped(c)}</td>" for c in cells]
+        cells += [f'<td class="tex2jax_ignore mathjax_ignore" {LEFT}>{_escaped(c)}{mark}</td>' for c, mark in zip(written, (wrong, "", ""), strict=True)]  # fmt: skip
+        body.append(f"<tr>{''.join(cells)}</tr>")
     head = ("method", "step", "question", "truth", "label", "answers of the group", "commonest rollouts")
     cells = "".join(f'<th style="text-align:left">{h}</th>' for h in head)
     return f"<table><tr>{cells}</tr>{''.join(body)}</table>"
+
+
+def _cut(text):
+    """Head and tail of a long text, and how much is not shown; anything else as it is."""
+    if not isinstance(text, str) or len(text) <= 3 * SHOWN:
+        return text
+    return f"{text[:SHOWN]}\n[... {len(text) - 2 * SHOWN} characters left out ...]\n{text[-SHOWN:]}"
+
+
+def _escaped(value) -> str:
+    return "-" if value is None or value != value else html.escape(str(value)).replace("\n", "<br>")
 
 
 def listed(names: list[str]) -> str:

@@ -6,6 +6,7 @@ Shares lie in [0, 1]; intervals are 95 %. Nothing here trains or knows how a run
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -46,30 +47,46 @@ def committed(folder: str | Path = REFERENCE) -> Evidence:
         raise RuntimeError(f"{folder} holds no sweep.csv and sweep.parquet; `{MAKE}` makes them")
     try:
         table, frame = pd.read_csv(folder / "sweep.csv"), pd.read_parquet(folder / "sweep.parquet")
+        if lacking := sorted({"question", "run", "method"} - set(table)):
+            raise ValueError(f"sweep.csv has no column {', '.join(lacking)}")
         frame = frame.assign(run=frame["run"].astype(str))
         frame["method"] = frame["run"].map(table.drop_duplicates("run").set_index("run")["method"])
+        stored = folder / "sweep_rollouts.parquet"
+        rollouts = pd.read_parquet(stored) if stored.is_file() else pd.DataFrame({"method": []})
+        by_method = {m: r.dropna(axis=1, how="all") for m, r in rollouts.groupby("method")}
     except (ValueError, KeyError, OSError) as error:
-        raise RuntimeError(f"sweep.csv or sweep.parquet of {folder} is broken ({error}); `{MAKE}` makes them again") from error  # fmt: skip
-    stored = folder / "sweep_rollouts.parquet"
-    rollouts = pd.read_parquet(stored) if stored.is_file() else pd.DataFrame({"method": []})
-    return Evidence(table, frame, {m: r.dropna(axis=1, how="all") for m, r in rollouts.groupby("method")})
+        raise RuntimeError(f"the sweep's tables in {folder} are broken ({error}); `{MAKE}` makes them again") from error  # fmt: skip
+    return Evidence(table, frame, by_method)
 
 
 def main_runs(evidence: Evidence) -> Evidence:
-    """The sweep's nine methods under one setting; runs of other questions left out."""
+    """The sweep's nine methods under one setting; runs of other questions left out. Raises RuntimeError without any."""
     table = evidence.table[evidence.table["question"] == "nine"]
+    if table.empty:
+        there = ", ".join(map(str, evidence.table["question"].unique())) or "nothing"
+        raise RuntimeError(f"this sweep holds no run of the question nine (it has: {there}); `python -m corelib sweep` makes them")  # fmt: skip
     return Evidence(table, evidence.frame[evidence.frame["run"].isin(table["run"])], evidence.rollouts)
 
 
 def of_folders(folders: Sequence[str | Path]) -> Evidence:
-    """The same of run folders, also of runs without `gt/` columns. Raises RuntimeError when none of them has trained."""
+    """The same of run folders, each once, also of runs without `gt/` columns.
+
+    Raises RuntimeError when none of them has trained, and for two folders of one name.
+    """
     rows, frames, rollouts = [], [], {}
-    for folder in map(Path, folders):
+    folders = {Path(folder).resolve(): None for folder in folders}
+    for called, times in Counter(folder.name for folder in folders).items():
+        if times > 1:
+            raise RuntimeError(f"{times} of these run folders are called {called}, so their runs cannot be told apart; name one of them, or rename the others")  # fmt: skip
+    for folder in folders:
         metrics, manifest = sweep.metrics_of(folder), runs.read_json(folder / "manifest.json")
-        if manifest is None or metrics["step"].max() < 1 or "reward" not in metrics:
+        if metrics["step"].max() < 1 or "reward" not in metrics:
             print(f"{folder.name}: no metrics of a training, left out")
             continue
-        config = manifest["config"]
+        config = manifest.get("config") if isinstance(manifest, dict) else None
+        if not isinstance(config, dict) or not {"method", "seed"} <= set(config):
+            print(f"{folder.name}: manifest.json does not say what was run, left out")
+            continue
         settings = {s: config.get(s, getattr(RunConfig, s, None)) for s in sweep.SETTINGS}
         rows.append({"question": "own", "run": folder.name, "method": config["method"], "seed": config["seed"], **settings} | fate(metrics))  # fmt: skip
         frames.append(metrics.assign(run=folder.name, method=config["method"]))

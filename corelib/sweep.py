@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +21,8 @@ import pandas as pd
 from corelib import pipeline, runs
 from corelib.alarm import SIGNALS
 from corelib.alarm_study import fate, smooth_accuracy
-from corelib.config import DEFAULT_METHODS, METHOD_NAMES, RunConfig, load_config, unknown
+from corelib.config import BOOKKEEPING, DEFAULT_METHODS, METHOD_NAMES, RunConfig, load_config, unknown
+from corelib.plots_diagnostics import Missing
 from corelib.plots_sweep import collapse_figure
 from corelib.probe import with_probe
 
@@ -138,7 +140,7 @@ def read(path: str | Path) -> dict[str, list[RunConfig]]:
         raise ValueError(f"sweep file {path} does not exist; it is YAML with profile, methods, seeds, settings")
     try:
         spec = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"sweep file {path} is not YAML: {error}") from None
     if not isinstance(spec, dict):
         raise ValueError(f"sweep file {path} holds a {type(spec).__name__}; it must be a mapping of key: value")
@@ -154,7 +156,8 @@ def asked(names: Sequence[str]) -> dict[str, list[RunConfig]]:
 
 
 def grid(spec: Mapping) -> list[RunConfig]:
-    """Every combination of methods, seeds and settings. Raises ValueError, naming the valid ones, for what is unknown.
+    """Every combination of methods, seeds and settings. Raises ValueError, naming the valid ones, for what is unknown, and
+    for a run that is asked for twice.
 
     >>> [c.learning_rate for c in grid({"methods": ["gt"], "settings": {"learning_rate": [1e-4, 2e-4]}})]
     [0.0001, 0.0002]
@@ -162,7 +165,9 @@ def grid(spec: Mapping) -> list[RunConfig]:
     for key in spec:
         if key not in ("profile", "methods", "seeds", "settings"):
             raise ValueError(unknown("key of a sweep file", key, ("profile", "methods", "seeds", "settings")))
-    settings = spec.get("settings") or {}
+    profile, settings = spec.get("profile", "lab"), spec.get("settings") or {}
+    if not isinstance(profile, str):
+        raise ValueError(f"profile: {profile!r} must be the name of one profile, e.g. lab")
     if not isinstance(settings, Mapping):
         raise ValueError(f"settings: {settings!r} must be a mapping of setting: list of values")
     methods, seeds = spec.get("methods", ["all"]), spec.get("seeds", [0])
@@ -171,12 +176,22 @@ def grid(spec: Mapping) -> list[RunConfig]:
             raise ValueError(f"{key}: {values!r} must be a list of at least one value, e.g. [{values or 1!r}]")
         if key in ("profile", "method", "seed"):
             raise ValueError(f"settings: {key} does not belong here; name it above as profile, methods or seeds")
-    return [
-        load_config(spec.get("profile", "lab"), method=method, seed=seed, **dict(zip(settings, values, strict=True)))
+    known = [f.name for f in fields(RunConfig)]
+    for key in settings:
+        if key not in known:
+            raise ValueError(unknown("setting", key, known))
+    configs = [
+        load_config(profile, method=method, seed=seed, **dict(zip(settings, values, strict=True)))
         for values in itertools.product(*settings.values())
         for method in (METHOD_NAMES if methods == ["all"] else methods)
         for seed in seeds
     ]
+    name, times = Counter(config.run_name for config in configs).most_common(1)[0]
+    if times > 1:
+        unnamed = [key for key in settings if key in BOOKKEEPING and len(settings[key]) > 1]
+        remedy = f"give {', '.join(unnamed)} one value, for no run's name holds it" if unnamed else "give each method, seed and value once"  # fmt: skip
+        raise ValueError(f"this sweep asks for the run {name} {times} times; {remedy}")
+    return configs
 
 
 def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None) -> pipeline.Plan:
@@ -189,7 +204,12 @@ def plan(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None)
 
 
 def outline(questions: Mapping[str, Sequence[RunConfig]], whole: pipeline.Plan, workers: int) -> str:
-    """A dry run: each question with its runs and those that are done, the time the rest may take, and one run's line."""
+    """A dry run: each question with its runs and those that are done, the time the rest may take, and one run's line.
+
+    Raises ValueError for fewer than one worker.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers {workers} must be at least 1")
     jobs = {config.run_name: job for config, job in zip(whole.configs, whole.jobs, strict=True)}
     done = {name: job.done() for name, job in jobs.items()}
     lines = [f"{len(done)} runs of notebook 03, {workers} at a time, into {whole.folder.parent}"]
@@ -223,26 +243,34 @@ def run(questions: Mapping[str, Sequence[RunConfig]], workers: int = 2, out: str
     finally:  # also of a sweep that is stopped on its way: hours of runs are worth a table
         table, metrics = gather(questions, root)
         if len(table):
-            write(table, metrics, folder, rollouts(questions, root))
+            written = write(table, metrics, folder, rollouts(questions, root))
             show(table)
-            say(f"tables and figure: {folder}")
+            say(f"written to {folder}: {', '.join(written)}")
     return pipeline.unfinished(state, say)
 
 
 def gather(questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The finished runs of the questions: a row a run and question, and the runs' metrics, a row a step."""
-    root, rows, metrics = root or runs.RUNS, [], {}
-    names = varied([config for configs in questions.values() for config in configs])
-    for question, configs in questions.items():
-        for config in configs:
-            folder = root / config.run_name
-            if runs.read_status(folder).get("state") != "done":
-                continue
-            if config.run_name not in metrics:
-                metrics[config.run_name] = metrics_of(folder)
-            rows.append({"question": question} | describe(config, metrics[config.run_name], names))
-    long = [m.reindex(columns=["step", *COLUMNS]).assign(run=name) for name, m in metrics.items()]
-    return pd.DataFrame(rows), pd.concat(long, ignore_index=True) if long else pd.DataFrame()
+    """The finished runs of the questions: a row a run and question, and the runs' metrics, a row a step.
+
+    A finished run whose metrics cannot be judged is named and left out.
+    """
+    root, judged, metrics = root or runs.RUNS, {}, []
+    configs = {config.run_name: config for part in questions.values() for config in part}
+    names = varied(list(configs.values()))
+    for name, config in configs.items():
+        folder = root / name
+        if runs.read_status(folder).get("state") != "done":
+            continue
+        try:
+            measured = metrics_of(folder)
+            long = measured.reindex(columns=["step", *COLUMNS]).astype(dict.fromkeys(COLUMNS, float)).assign(run=name)
+            judged[name] = describe(config, measured, names)
+        except (LookupError, TypeError, ValueError) as error:  # one run must not cost all others their table
+            print(f"{name} is left out, its metrics cannot be judged ({type(error).__name__}: {error}); delete {folder} to run it again")  # fmt: skip
+            continue
+        metrics.append(long)
+    rows = [{"question": q} | judged[c.run_name] for q, part in questions.items() for c in part if c.run_name in judged]
+    return pd.DataFrame(rows), pd.concat(metrics, ignore_index=True) if metrics else pd.DataFrame()
 
 
 def metrics_of(folder: Path) -> pd.DataFrame:
@@ -273,14 +301,18 @@ def rollouts(
     questions: Mapping[str, Sequence[RunConfig]], root: Path | None = None, seed: int = REPORT[0]
 ) -> pd.DataFrame:
     """Stored rollouts of one seed of the nine methods for a case study: the first stored step, the one nearest to the
-    peak, the last; columns of `corelib.runs.load_completions` and `method`. Empty where none of these runs is done.
+    peak, the last; columns of `corelib.runs.load_completions` and `method`. Empty where none of these runs is done and
+    knows its accuracy.
     """
     root, parts = root or runs.RUNS, []
     for config in questions.get("nine", ()):
         folder = root / config.run_name
         if config.seed != seed or runs.read_status(folder).get("state") != "done":
             continue
-        stored, accuracy = runs.load_completions(folder), smooth_accuracy(runs.load_metrics(folder)).dropna()
+        try:
+            stored, accuracy = runs.load_completions(folder), smooth_accuracy(runs.load_metrics(folder)).dropna()
+        except (LookupError, TypeError, ValueError):  # no labels, so no peak; a broken run is named by `gather`
+            continue
         if accuracy.empty or not len(stored):  # a sweep file named nine may ask for less than ten steps
             continue
         there, peak = sorted(set(stored["step"])), accuracy.idxmax()
@@ -289,30 +321,39 @@ def rollouts(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path, stored: pd.DataFrame | None = None) -> None:
+def write(table: pd.DataFrame, metrics: pd.DataFrame, folder: Path, stored: pd.DataFrame | None = None) -> list[str]:
     """sweep.csv, sweep.parquet and, where there are any, the stored rollouts and the figure of the nine methods.
 
-    Metrics are float32 rounded to four digits, so that hundreds of runs stay below 2 MB.
+    Returns the names of the files written. Metrics are float32 rounded to four digits, so that hundreds of runs stay below 2 MB.
     """
     folder.mkdir(parents=True, exist_ok=True)
     measured = {c: 4 for c in table.columns.difference(settings_of(table)) if table[c].dtype.kind == "f"}
     table.round(measured).to_csv(folder / "sweep.csv", index=False)
     small = metrics.astype({c: "float32" for c in COLUMNS} | {"step": "int16", "run": "category"}).round(4)
     small.to_parquet(folder / "sweep.parquet", index=False, compression="zstd")
+    written = ["sweep.csv", "sweep.parquet"]
     if stored is not None and len(stored):
         stored.to_parquet(folder / "sweep_rollouts.parquet", index=False, compression="zstd")
+        written.append("sweep_rollouts.parquet")
     if set(MAIN) & set(table.loc[table["question"] == "nine", "method"]):
-        figure = collapse_figure(table, metrics)
+        try:
+            figure = collapse_figure(table, metrics)
+        except Missing as reason:  # trained without labels
+            print(reason)
+            return written
         figure.savefig(folder / "collapse.png", dpi=150)
         plt.close(figure)
+        written.append("collapse.png")
+    return written
 
 
 def by_setting(table: pd.DataFrame) -> pd.DataFrame:
-    """Seeds together: one row a question, method and settings; means over seeds, and how many collapsed."""
-    groups = table.groupby(["question", "method", *settings_of(table)], sort=False, dropna=False)
+    """Seeds together: one row a question, method and settings; means over seeds, and how many of the `known` collapsed."""
+    told = table.astype({"collapsed": float})  # nan where no label says so
+    groups = told.groupby(["question", "method", *settings_of(table)], sort=False, dropna=False)
     return groups.agg(
         seeds=("seed", "size"), peak=("peak", "mean"), final=("final", "mean"), low=("final", "min"), high=("final", "max"),
-        reward=("reward", "mean"), collapsed=("collapsed", "sum"), alarmed=("alarm", "count"),
+        reward=("reward", "mean"), collapsed=("collapsed", "sum"), known=("collapsed", "count"), alarmed=("alarm", "count"),
     ).reset_index()  # fmt: skip
 
 
@@ -331,9 +372,14 @@ def show(table: pd.DataFrame) -> None:
     for name in ("question", "method", "changed", "seeds", "peak", "final", "reward", "collapsed", "alarms"):
         out.add_column(name, justify="left" if name in ("question", "method", "changed") else "right")
     for r in by_setting(table).to_dict("records"):
+        final = f"{_percent(r['final'])} ({100 * r['low']:.0f} to {100 * r['high']:.0f})" if r["known"] else "-"
         out.add_row(
-            r["question"], r["method"], changed(r), str(r["seeds"]), f"{100 * r['peak']:.0f} %",
-            f"{100 * r['final']:.0f} % ({100 * r['low']:.0f} to {100 * r['high']:.0f})", f"{r['reward']:.3f}",
-            f"{r['collapsed']} of {r['seeds']}", f"{r['alarmed']} of {r['seeds']}",
+            r["question"], r["method"], changed(r), str(r["seeds"]), _percent(r["peak"]), final,
+            "-" if r["reward"] != r["reward"] else f"{r['reward']:.3f}",
+            f"{r['collapsed']:.0f} of {r['known']}" if r["known"] else "-", f"{r['alarmed']} of {r['seeds']}",
         )  # fmt: skip
     Console(width=140).print(out)
+
+
+def _percent(share: float) -> str:
+    return "-" if share != share else f"{100 * share:.0f} %"

@@ -366,6 +366,14 @@ def test_case_study_shows_the_question_or_a_stand_in():
         diagnostics.case_study({"gt": frame}, 1, {"gt": [2]})
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_completion_is_an_empty_one(missing):
+    frame = batch().assign(completion=missing)
+    row = diagnostics.rollout_measures(frame).loc[1]
+    assert math.isnan(row["distinct_1"]) and row["repetition"] == 0.0
+    assert diagnostics.case_study({"gt": frame}, 1, {"gt": [1]})["completion"].tolist() == [""]
+
+
 @pytest.mark.parametrize("choice, saves, stops", [("warn", False, False), ("save", True, False), ("stop", True, True)])
 def test_the_callback_acts_once_also_after_a_resume(tmp_path, choice, saves, stops):
     said, frame = [], FATES["silent"]

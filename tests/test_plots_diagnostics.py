@@ -103,3 +103,16 @@ def test_the_case_study_page_escapes_what_a_model_wrote():
     page = figures.case_study_html(diagnostics.case_study({"gt": rollouts(1)}, 4, {"gt": [1]}))
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "5 (wrong)" in page
+
+
+def test_the_case_study_page_judges_by_equivalence_and_cuts_long_texts():
+    def page(**changed):
+        row = {"method": "GT", "step": 1, "question": "$q$", "truth": "1/2", "label": r"\frac{1}{2}", "answers": "", "completion": ""}  # fmt: skip
+        return figures.case_study_html(pd.DataFrame([row | changed]))
+
+    assert "(wrong)" in page(label="1/3")
+    assert all("(wrong)" not in p for p in (page(), page(truth=None), page(label=None), page(truth=float("nan"))))
+    long = page(completion="a" * 5000 + "$z$")
+    assert long.count("a" * 300) == 1 and "[... 4403 characters left out ...]" in long and "a$z$</td>" in long
+    typeset = [cell for cell in long.split("<td")[1:] if "$" in cell and "tex2jax_ignore mathjax_ignore" not in cell]
+    assert len(typeset) == 1 and "$q$" in typeset[0]  # the question, which the model has not written

@@ -169,12 +169,39 @@ def test_expectations_refuse_two_runs_of_a_method_and_seed():
 def test_broken_evidence_names_the_command_that_makes_it_again(tmp_path):
     evidence(tmp_path)
     whole = (tmp_path / "sweep.parquet").read_bytes()
-    for name, broken in (("sweep.parquet", whole[: len(whole) // 2]), ("sweep.csv", b""), ("sweep.csv", b"a,b\n1,2\n")):
+    for name, broken, why in (
+        ("sweep.parquet", whole[: len(whole) // 2], ""),
+        ("sweep_rollouts.parquet", b"PAR1", ""),
+        ("sweep.csv", b"", ""),
+        ("sweep.csv", b"run,method\na,gt\n", "sweep.csv has no column question"),
+    ):
         evidence(tmp_path)
         assert len(story.committed(tmp_path).table) == 10
         (tmp_path / name).write_bytes(broken)
-        with pytest.raises(RuntimeError, match="broken .*corelib sweep --full"):
+        with pytest.raises(RuntimeError, match=f"broken \\({why}.*corelib sweep --full"):
             story.committed(tmp_path)
+
+
+def test_a_sweep_without_the_nine_methods_says_what_it_has(tmp_path):
+    evidence(tmp_path)
+    told = story.committed(tmp_path)
+    kl = told._replace(table=told.table[told.table["question"] == "kl"])
+    with pytest.raises(RuntimeError, match=r"no run of the question nine \(it has: kl\); `python -m corelib sweep`"):
+        story.main_runs(kl)
+    with pytest.raises(RuntimeError, match="it has: nothing"):
+        story.main_runs(told._replace(table=told.table[:0]))
+
+
+def test_own_run_folders_are_told_once_and_apart(tmp_path, capsys):
+    gt, mv = (tmp_path / n for n in folders(tmp_path))
+    assert story.of_folders([gt, mv, gt, tmp_path / "majority_voting" / ".." / "gt"]).table["run"].tolist() == ["gt", MV]  # fmt: skip
+    folders(tmp_path / "other")
+    with pytest.raises(RuntimeError, match="2 of these run folders are called gt"):
+        story.of_folders([gt, mv, tmp_path / "other" / "gt"])
+    for manifest in ({"versions": {}}, ["gt"], {"config": {"seed": 0}}):
+        runs.write_json(mv / "manifest.json", manifest)
+        assert story.of_folders([gt, mv]).table["run"].tolist() == ["gt"]
+        assert "majority_voting: manifest.json does not say what was run, left out" in capsys.readouterr().out
 
 
 def test_moments_are_those_of_original_questions():
@@ -370,6 +397,27 @@ def test_own_runs_are_told_with_and_without_truth(tmp_path, capsys):
         story.of_folders([tmp_path / "absent"])
     with pytest.raises(RuntimeError, match="corelib sweep --full"):
         story.committed(tmp_path)
+
+
+def test_notebook_05_refuses_a_root_without_runs(tmp_path):
+    """Its first cells in this process; told of nothing else, it would tell of the committed sweep."""
+    evidence(tmp_path)
+    book = nbformat.read(ROOT / "notebooks" / "05_collapse_diagnostics.ipynb", as_version=4)
+    parameters, loading = book.cells[1].source, book.cells[2].source
+
+    def told(root):
+        space = {}
+        exec(parameters, space)
+        exec(loading, space | {"root": str(root), "out": str(tmp_path / "out"), "reference": str(tmp_path)})
+
+    (tmp_path / "runs" / "half").mkdir(parents=True)
+    (tmp_path / "runs" / "half" / "status.json").write_text('{"sta')
+    for root in (tmp_path / "runs", tmp_path / "misspelt"):
+        with pytest.raises(ValueError, match=f"no run that has ended lies in root {root}"):
+            told(root)
+    told("")
+    folders(tmp_path / "runs")
+    told(tmp_path / "runs")
 
 
 def notebook(out, *parameters):

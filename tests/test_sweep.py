@@ -30,10 +30,19 @@ def test_a_file_crosses_methods_seeds_and_settings(tmp_path):
         ("settings: [1]\n", "must be a mapping of setting"),
         ("settings:\n  seed: [1]\n", "name it above"),
         ("methods: [gt\n", "not YAML"),
+        ("profile: [lab]\n", "profile: \\['lab'\\] must be the name of one profile"),
+        ("settings:\n  1: [2]\n", "unknown setting 1: valid are"),
+        ("settings:\n  path: [x]\n", "unknown setting 'path'"),
+        ("methods: [gt]\nseeds: [0, 0]\n", "gt-lab-lab-0-\\w+ 2 times; give each method, seed and value once"),
+        ("methods: [gt]\nsettings:\n  report_to: [none, tensorboard]\n", "2 times; give report_to one value"),
+        ("settings:\n  model: [nope]\n", "model 'nope' is neither a folder here nor a Hub id"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=word):
-            sweep.read(path)
+            sweep.plan(sweep.read(path), tmp_path)
+    path.write_bytes("methods: [gté]\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{path} is not YAML"):
+        sweep.read(path)
 
 
 def test_the_projects_own_questions_share_their_runs():
@@ -69,7 +78,7 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     assert row["peak"] == pytest.approx(0.8) and row["final"] == pytest.approx(0.1) == row["held_out"]
     assert row["collapse"] == 46  # means: 45 -> .45, 46 -> .38
     assert row["reward"] == pytest.approx(0.555) and row["tokens"] == 6000 and row["label_accuracy"] == 0.25
-    sweep.write(table, metrics, tmp_path / "out")
+    assert sweep.write(table, metrics, tmp_path / "out") == ["sweep.csv", "sweep.parquet", "collapse.png"]
     assert (tmp_path / "out" / "collapse.png").is_file()
     again = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
     assert len(again) == 60 and again["gt/accuracy"].iloc[-1] == pytest.approx(0.1, abs=1e-4)
@@ -82,12 +91,13 @@ def test_tables_of_finished_runs(tmp_path, capsys):
     assert sweep.changed(row) == "" and sweep.changed(row | {"learning_rate": 1e-4}) == "learning_rate=0.0001"
 
 
-def finished(root, accuracies, **settings):
-    config = load_config("lab", method="gt", seed=10, **settings)
+def finished(root, accuracies, columns=("reward", "answers/none", "gt/accuracy"), **settings):
+    config = load_config("lab", **({"method": "gt", "seed": 10} | settings))
     folder = root / config.run_name
     folder.mkdir()
     for step, accuracy in enumerate(accuracies, 1):
-        runs.append_metrics(folder, {"step": step, "reward": accuracy, "answers/none": 0.0, "gt/accuracy": accuracy})
+        row = {"step": step, "reward": accuracy, "answers/none": 0.0, "gt/accuracy": accuracy}
+        runs.append_metrics(folder, {k: row[k] for k in ("step", *columns)})
     runs.write_status(folder, "done")
     return config
 
@@ -127,7 +137,45 @@ def test_a_sweep_that_is_stopped_leaves_tables_of_what_is_done(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         sweep.run({"nine": [done, waiting]}, out=tmp_path / "out", root=tmp_path)
     assert pd.read_csv(tmp_path / "out" / "sweep.csv")["seed"].tolist() == [10]
-    assert "tables and figure" in capsys.readouterr().out
+    assert f"written to {tmp_path / 'out'}: sweep.csv, sweep.parquet, collapse.png\n" in capsys.readouterr().out
+
+
+def test_a_run_whose_metrics_are_broken_costs_no_other_its_table(tmp_path, monkeypatch, capsys):
+    whole = finished(tmp_path, [0.2] * 20)
+    broken = [
+        finished(tmp_path, [], seed=11),
+        finished(tmp_path, [0.2] * 20, columns=["gt/accuracy", "answers/none"], seed=12),
+        finished(tmp_path, ["much"] * 20, seed=13),
+        finished(tmp_path, [0.2] * 20, seed=14),
+    ]
+    runs.append_metrics(tmp_path / broken[-1].run_name, {"step": 21, "kl": "text"})  # nothing that `fate` reads
+    monkeypatch.setattr(sweep.pipeline, "execute_plan", lambda *_: {})
+    assert sweep.run({"nine": [*broken, whole], "again": [*broken, whole]}, out=tmp_path / "out", root=tmp_path) == 0
+    said = capsys.readouterr().out
+    for config in broken:
+        assert said.count(f"{config.run_name} is left out, its metrics cannot be judged (") == 1
+    assert said.count("left out") == 4
+    assert pd.read_csv(tmp_path / "out" / "sweep.csv")["run"].tolist() == [whole.run_name] * 2
+
+
+def test_a_sweep_without_labels_has_tables_and_dashes(tmp_path, monkeypatch, capsys):
+    blind = ["reward", "answers/none"]
+    asked = {"nine": [finished(tmp_path, [0.5] * 20, blind, seed=s) for s in (10, 11)]}
+    for config in asked["nine"]:
+        stored = tmp_path / config.run_name / "completions"
+        stored.mkdir()
+        pd.DataFrame({"step": [1]}).to_parquet(stored / "completions_00001.parquet")
+    monkeypatch.setattr(sweep.pipeline, "execute_plan", lambda *_: {})
+    assert sweep.run(asked, out=tmp_path / "out", root=tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "none of these runs logged gt/accuracy" in said and "sweep.csv, sweep.parquet\n" in said
+    (line,) = (line for line in said.splitlines() if "│ gt " in line)
+    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    assert cells == ["nine", "gt", "", "2", "-", "-", "0.500", "-", "0 of 2"]
+    half = {"file": [*asked["nine"], finished(tmp_path, [0.8] * 20, seed=12)]}
+    sweep.show(sweep.gather(half, tmp_path)[0])
+    assert "80 % (80 to 80)" in (said := capsys.readouterr().out) and "0 of 1" in said  # one of three is known
+    assert sweep.write(*sweep.gather(half, tmp_path), tmp_path / "out") == ["sweep.csv", "sweep.parquet"]
 
 
 def test_the_verb_names_what_it_would_run(capsys, tmp_path):
@@ -137,4 +185,5 @@ def test_the_verb_names_what_it_would_run(capsys, tmp_path):
     assert left.startswith("45 are left: about 56 min") and "03_grpo_training.ipynb" in command  # 45 x 150 s / 2
     assert main(["sweep", "--only", "equality", "--dry-run"]) == 0 and "released" not in capsys.readouterr().err
     assert main(["sweep", "absent.yaml"]) == 2 and "does not exist" in capsys.readouterr().err
+    assert main(["sweep", "--workers", "0", "--dry-run"]) == 2 and "must be at least 1" in capsys.readouterr().err
     assert main(["sweep", "absent.yaml", "--full"]) == 2 and "--only, or --full" in capsys.readouterr().err
