@@ -67,7 +67,7 @@ def main(argv=None) -> int:
         "publish", help="export a checkpoint with its model card; upload it when asked", allow_abbrev=False
     )
     p.add_argument("run", help="folder of a finished run")
-    p.add_argument("--checkpoint", default="best", help="best, final or checkpoint-N")
+    p.add_argument("--checkpoint", default="best", help="best, kept (chosen without labels), final or checkpoint-N")
     p.add_argument("--out", required=True, help="folder to write")
     p.add_argument("--bf16", action="store_true", help="weights in bf16 (default: fp32, as trained)")
     p.add_argument("--keep-adapters", action="store_true", help="LoRA: do not merge the adapters into the base model")

@@ -25,7 +25,7 @@ SIGNALS = (
 
 @dataclass(frozen=True)
 class Rule:
-    """The alarm's constants, each in the middle of the range that sees every collapse in time and no other run.
+    """The alarm's constants, each inside the range that sees every collapse in time and no other run.
 
     Source: lab runs of seeds 0-4 (150 steps at the lab's settings: nine methods of seed 0; majority voting, I of seeds
     0-4; gt, II, random of seed 1) and of seed 0 over 210 steps. `corelib.diagnostics.sensitivity` shows what each one buys.
@@ -51,9 +51,12 @@ class Alarm:
 
 
 def label_free(metrics: pd.DataFrame) -> pd.DataFrame:
-    """What the alarm may see: `SIGNALS` at the steps that trained, by step. Raises ValueError where there is no signal."""
+    """What the alarm may see: `SIGNALS` at the steps that trained, by step. Raises ValueError where there is no signal, or text."""
     if "step" not in metrics:
         raise ValueError("these metrics have no column `step`; read them with corelib.runs.load_metrics")
+    for name in ("step", *SIGNALS):
+        if name in metrics and not pd.api.types.is_numeric_dtype(metrics[name].convert_dtypes()):
+            raise ValueError(f"column {name} of these metrics holds text; read them with corelib.runs.load_metrics")
     trained = metrics[(metrics["step"] > 0).to_numpy()]
     if len(trained) and not any(name in trained for name in SIGNALS):
         raise ValueError(f"these metrics hold none of the alarm's signals: {', '.join(SIGNALS)}")
@@ -102,8 +105,10 @@ def alarm(metrics: pd.DataFrame, rule: Rule = RULE, scale: float = 1.0) -> Alarm
     """The first step at which a condition fires, and why.
 
     `metrics`: a DataFrame of metrics.jsonl (`corelib.runs.load_metrics`), whole or up to any step. `scale`: evidence that
-    fires; above 1 less sensitive. Raises ValueError where none of `SIGNALS` was logged.
+    fires; above 1 less sensitive. Raises ValueError where none of `SIGNALS` was logged, and for a scale that is not above 0.
     """
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}; at 0 every step fires, so give a number above it (1: the rule as it is)")
     step, names = first_fired(evidence(metrics, rule), scale)
     return Alarm(step, tuple(_sentence(name, metrics, step, rule) for name in names))
 
@@ -117,29 +122,19 @@ def first_fired(strength: pd.DataFrame, scale: float = 1.0) -> tuple[int | None,
     return int(strength.index[row]), [name for name, here in zip(strength.columns, fired[row], strict=True) if here]
 
 
-def keep(metrics: pd.DataFrame, steps=None, rule: Rule = RULE, scale: float = 1.0) -> int:
-    """The step whose checkpoint is worth keeping, chosen without labels.
+def keep(metrics: pd.DataFrame, rule: Rule = RULE, scale: float = 1.0) -> int | None:
+    """The step worth keeping, chosen without labels: the one whose weights a run holds in `kept/` (0: the base model).
 
-    The run is trusted to its end, to an alarm for forgetting, or to the last step before another alarm at which its
-    condition showed less than a tenth of what fires. Kept is the validation whose votes agree best with those of all
-    validations in that time (`probe/keep`); without any, its last step.
-    `steps`: those that have a checkpoint; the nearest of them that is not later is taken, or else the first. Raises
-    ValueError when there is none.
+    It is the last validation before the alarm whose votes agreed with those of all validations so far at least as well as
+    any earlier one's (there `probe/keep` names its own step). So whether a step is kept is decided when it is made, and
+    nothing later asks for weights that are gone. None where no validation was made.
     """
-    strength = evidence(metrics, rule)
-    fired, names = first_fired(strength, scale)
-    until = int(metrics["step"].max()) if fired is None else fired
-    if stepwise := [name for name in names if name != "forgetting"]:
-        calm = strength.index[(strength[stepwise] <= 0.1).all(axis=1) & (strength.index < fired)]
-        until = int(calm[-1]) if len(calm) else 0
-    chosen = label_free(metrics)["probe/keep"].loc[:until].dropna()
-    step = int(chosen.iloc[-1]) if len(chosen) else until
-    if steps is None:
-        return step
-    steps = sorted(steps)
-    if not steps:
-        raise ValueError("there is no checkpoint to choose from")
-    return max((s for s in steps if s <= step), default=steps[0])
+    if "probe/keep" not in metrics:
+        return None
+    fired, said = alarm(metrics, rule, scale).step, metrics.dropna(subset="probe/keep")
+    own = said.loc[(said["probe/keep"] == said["step"]).to_numpy(), "step"]
+    own = own if fired is None else own[own < fired]
+    return int(own.max()) if len(own) else 0 if len(said) else None
 
 
 def _sentence(name: str, metrics: pd.DataFrame, step: int, rule: Rule) -> str:

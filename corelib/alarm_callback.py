@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +11,15 @@ from transformers import TrainerCallback
 
 from corelib import runs
 from corelib.alarm import SIGNALS, alarm
+from corelib.callbacks import save_weights
 
 CHOICES = ("warn", "save", "stop")
 
 
 class AlarmCallback(TrainerCallback):
     """Asks the alarm after every step, when its metrics are written; acts once in a run, also across resumes.
+
+    Until then it keeps the weights that `corelib.alarm.keep` names in the run's folder `kept/`.
 
     `on_collapse`: "warn" says it and logs the metric `alarm/step`; "save" also asks for a checkpoint of this step; "stop"
     also ends the training after that checkpoint. Must come after `corelib.callbacks.Heartbeat` in the list of callbacks,
@@ -28,6 +30,7 @@ class AlarmCallback(TrainerCallback):
         if on_collapse not in CHOICES:
             raise ValueError(f"on_collapse is {on_collapse!r}; choose one of {', '.join(CHOICES)}")
         self.folder, self.choice, self.say, self.done = Path(folder), on_collapse, say, False
+        self.trainer = None
         self.rows: dict[int, dict] = {}  # signals by step
         self.read = 0  # bytes of metrics.jsonl that are in `rows`
         self.stopped = ""  # what ended the training, for the run's status
@@ -38,13 +41,15 @@ class AlarmCallback(TrainerCallback):
         heard = [self._ask(state.global_step) if state.is_world_process_zero else ""]
         if args.world_size > 1:  # all ranks save and stop after the same step, or a collective hangs
             heard = gather_object(heard)
-        self.done = any(heard)
+        self.done = any(word not in ("", "keep") for word in heard)
+        if "keep" in heard:
+            save_weights(self.trainer, self.folder / "kept", {"step": state.global_step})
         if "now" in heard:
             control.should_save = control.should_save or self.choice != "warn"
             control.should_training_stop = control.should_training_stop or self.choice == "stop"
 
     def _ask(self, step: int) -> str:
-        """ "now", "before" when an earlier call of this run has said it, "" while all is well."""
+        """ "now", "before" when an earlier call of this run has said it, "keep" for weights to keep, or else ""."""
         try:
             if self._read_on():
                 return "before"
@@ -54,7 +59,7 @@ class AlarmCallback(TrainerCallback):
             self.say(f"no alarm any more: {type(error).__name__}: {error}")
             return "broken"
         if found is None or found.step is None:
-            return ""
+            return "keep" if self.rows.get(step, {}).get("probe/keep") == step else ""
         runs.append_metrics(self.folder, {"step": step, "alarm/step": found.step})
         act = {"warn": "", "save": "; a checkpoint is saved", "stop": "; the run saves and stops"}[self.choice]
         why = f"alarm at step {found.step}: {'; '.join(found.reasons)}"
@@ -73,9 +78,8 @@ class AlarmCallback(TrainerCallback):
         self.read += len(new)
         said = False
         for line in new.splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut by a kill; the resumed run measures the step again
+            row = runs.parse_row(line)
+            if row is None:  # cut by a kill; the resumed run measures the step again
                 continue
             said |= "alarm/step" in row
             seen = {name: row[name] for name in SIGNALS if name in row}

@@ -36,7 +36,7 @@ def rollout_accuracy(metrics: pd.DataFrame) -> pd.Series:
 
     Raises ValueError where the run has none (it was trained without labels).
     """
-    trained = metrics[metrics["step"] > 0].set_index("step")
+    trained = metrics[metrics["step"] > 0].set_index("step").sort_index()
     for column in ("gt/accuracy", "gt/accuracy_rephrased"):
         if column in trained and trained[column].notna().any():
             return trained[column].dropna()
@@ -55,10 +55,13 @@ def collapse_step(metrics: pd.DataFrame, window: int = WINDOW) -> int | None:
     return int(low.idxmax()) if low.any() else None
 
 
-def accuracy_at(metrics: pd.DataFrame, step: int) -> float:
-    """Accuracy around a step over the run's best: ten-step means of the rollouts; at the ends the nearest ten steps."""
+def accuracy_at(metrics: pd.DataFrame, step: int | None) -> float:
+    """Accuracy around a step over the run's best: ten-step means of the rollouts; at the ends the nearest ten steps.
+
+    nan for no step, and where fewer than ten are known.
+    """
     smooth = smooth_accuracy(metrics).dropna()
-    if smooth.empty:
+    if smooth.empty or step is None:
         return float("nan")
     return float(smooth.iloc[abs(smooth.index - (step + WINDOW // 2)).argmin()] / smooth.max())
 
@@ -68,7 +71,7 @@ def fate(metrics: pd.DataFrame) -> dict:
 
     A run of fewer than ten steps is judged by as many as it has. Without labels nobody knows whether it collapsed.
     """
-    trained = metrics[metrics["step"] > 0].set_index("step")
+    trained = metrics[metrics["step"] > 0].set_index("step").sort_index()
     window, found = min(WINDOW, len(trained)), alarm(metrics)
     reward = trained["reward"].rolling(window).mean()
     row = {"start": np.nan, "peak": np.nan, "peak_step": np.nan, "final": np.nan, "reward_at_peak": np.nan}
@@ -92,31 +95,31 @@ def judge_runs(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFram
     """The alarm on every run, a row a run.
 
     `collapse` and `alarm` are steps (nan for never), `lead` their difference (positive: warned before), `failure`
-    "missed", "false alarm", "late" or "". `kept`: step of `alarm.keep`; `labelled`: the step that the labelled validation
-    would keep (nan without one); `kept_share`, `labelled_share` and `last_share`: `accuracy_at` these and the last step,
-    on rollouts that neither saw.
+    "missed", "false alarm", "late" or "". `kept`: step of `alarm.keep`, `labelled`: the step that the labelled validation
+    would keep (nan without validations); `kept_share`, `labelled_share` and `last_share`: `accuracy_at` these and the last
+    step, on rollouts that neither saw.
     """
     rows = []
     for name, metrics in by_run(runs).items():
         fell, said = collapse_step(metrics), alarm(metrics, rule, scale)
-        kept = keep(metrics, rule=rule, scale=scale)
+        kept = keep(metrics, rule, scale)
         lead = fell - said.step if fell is not None and said.step is not None else float("nan")
         if fell is None:
             failure = "" if said.step is None else "false alarm"
         else:
             failure = "missed" if said.step is None else "late" if lead < 0 else ""
         valid = metrics.dropna(subset="gt/validation") if "gt/validation" in metrics else metrics.iloc[:0]
-        labelled = valid.loc[valid["gt/validation"].idxmax(), "step"] if len(valid) else float("nan")
+        labelled = valid.loc[valid["gt/validation"].idxmax(), "step"] if len(valid) else None
         rows.append(
             {
                 "run": name, "steps": int(metrics["step"].max()), "collapse": fell, "alarm": said.step, "lead": lead,
                 "failure": failure, "kept": kept, "kept_share": accuracy_at(metrics, kept), "labelled": labelled,
-                "labelled_share": accuracy_at(metrics, labelled) if len(valid) else float("nan"),
+                "labelled_share": accuracy_at(metrics, labelled),
                 "last_share": accuracy_at(metrics, int(metrics["step"].max())),
                 "reasons": "; ".join(said.reasons),
             }
         )  # fmt: skip
-    return pd.DataFrame(rows).astype({"collapse": float, "alarm": float})
+    return pd.DataFrame(rows).astype(dict.fromkeys(("collapse", "alarm", "kept", "labelled"), float))
 
 
 def evaluate_alarm(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.DataFrame:
@@ -127,10 +130,11 @@ def evaluate_alarm(runs: Runs, rule: Rule = RULE, scale: float = 1.0) -> pd.Data
 def alarm_counts(judged: pd.DataFrame) -> pd.DataFrame:
     """How good the alarm is: counts with 95 % Wilson intervals, leads, the checkpoint kept; a row a measure.
 
-    `judged`: `judge_runs`, or some of its rows. Columns count, of, share, low, high, median, note. Rows: detected (among collapsed runs), in time (before accuracy is
-    below half its peak), false alarms (among the others), lead (steps), kept (count: runs whose kept checkpoint has
-    `GOOD` of the best accuracy; median of that share), labelled (the same for the labelled validation's choice). `note`
-    lists the failures, or the range and quartiles. Runs are taken as independent; the same seed run twice is not.
+    `judged`: `judge_runs`, or some of its rows. Columns count, of, share, low, high, median, note. Rows: detected (among
+    collapsed runs), in time (before accuracy is below half its peak), false alarms (among the others), lead (steps), kept
+    (count: runs whose kept checkpoint has `GOOD` of the best accuracy; median of that share), labelled (the same for the
+    labelled validation's choice). `note` lists the failures, or the range and quartiles. Runs are taken as independent;
+    the same seed run twice is not.
     """
     fell = judged["collapse"].notna()
     rows = {}

@@ -156,6 +156,22 @@ def norm(tensors) -> float:
     return torch.stack(torch._foreach_norm(local)).norm().item() if local else 0.0
 
 
+def save_weights(trainer, folder: Path, validation: dict) -> None:
+    """The policy's weights and validation.json into a folder, in place of what it held; whole or not at all.
+
+    Every rank must call it. Raises DiskFull.
+    """
+    accelerator, new = trainer.accelerator, folder.with_name(f"{folder.name}.new")
+    with saving.writing(new, accelerator.is_main_process):
+        accelerator.wait_for_everyone()
+        trainer.save_model(str(new))
+        if accelerator.is_main_process:
+            runs.write_json(new / "validation.json", validation)
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        saving.replace_folder(new, folder)
+
+
 class Validate(TrainerCallback):
     """Scores the policy on held-out problems every `eval_steps`, and keeps the weights that did best.
 
@@ -210,16 +226,7 @@ class Validate(TrainerCallback):
             runs.append_metrics(self.folder, row)
         if accuracy > self.best:
             self.best = accuracy
-            best = self.folder / "best"
-            new = best.with_name("best.new")
-            with saving.writing(new, accelerator.is_main_process):
-                accelerator.wait_for_everyone()
-                self.trainer.save_model(str(new))
-                if accelerator.is_main_process:
-                    runs.write_json(new / "validation.json", {"step": state.global_step, "accuracy": accuracy})
-                accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                saving.replace_folder(new, best)
+            save_weights(self.trainer, self.folder / "best", {"step": state.global_step, "accuracy": accuracy})
 
     def _vote(self, texts) -> tuple[str | None, float]:
         found = vote([extract(text) for text in texts], equality=self.config.answer_equality)

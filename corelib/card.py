@@ -19,6 +19,7 @@ TITLES = {"lab": "the lab's arithmetic", "open-rs": "OpenRS", "math": "MATH", "d
 PRIVATE = ("source", "vllm_server", "report_to")  # where the training machine keeps and sends things
 
 # Two sentences a method, after the docstrings of corelib.rewards.
+CHOSEN = {"best": " (by labelled validation)", "kept": " (by the alarm, without labels)"}
 METHOD_TEXT = {
     "gt": "A rollout is rewarded with 1 when its answer equals the ground truth, else with 0. This is the supervised baseline (paper, GT-Reward).",
     "majority_voting": "A rollout is rewarded with 1 when its answer equals the majority vote of the same rollouts, else with 0 (paper Eq. 3, TTRL). The reward uses no ground truth: the policy is its own judge.",
@@ -159,7 +160,7 @@ def about(subject: Subject) -> str:
     config = subject.config
     lora = {None: "", True: " LoRA adapters are merged into them.", False: " They are LoRA adapters; the base model is needed beside them."}[subject.merged]  # fmt: skip
     return (
-        f"Checkpoint `{subject.which}`{' (by validation)' if subject.which == 'best' else ''}{'' if subject.step is None else f', after step {subject.step}'}, of GRPO training on stock "
+        f"Checkpoint `{subject.which}`{CHOSEN.get(subject.which, '')}{'' if subject.step is None else f', after step {subject.step}'}, of GRPO training on stock "
         f"[TRL](https://github.com/huggingface/trl) with the reward `{config.method}` of "
         f"[Co-rewarding: Stable Self-supervised RL for Eliciting Reasoning in Large Language Models](https://arxiv.org/abs/2508.00410). "
         f"Weights in {subject.dtype}.{lora} This is an independent reproduction, not a release by the paper's authors.\n\n"

@@ -35,6 +35,7 @@ DEFAULT_METHODS = ("gt", "majority_voting", "co_rewarding_i", "co_rewarding_ii")
 PAIRED = ("co_rewarding_i", "co_rewarding_iii")  # train on both views, labels cross between them
 TEACHER = ("co_rewarding_ii", "co_rewarding_iii", "frozen_teacher")  # a second model answers every prompt
 CONFIDENCE = ("self_certainty", "entropy")  # rewarded by the policy's own distribution, no label
+UNLABELLED = (*CONFIDENCE, "random")  # vote no label; what is logged of labels would say missing and wrong of each
 DATASETS = ("lab", "open-rs", "math", "dapo", "amc")
 EVAL_DATASETS = ("lab", "math-test", "math500", "gsm8k", "amc", "aime24", "aime25")
 # Where and how fast a run is made. `gpus` changes which random numbers a rollout gets, and nothing else
@@ -240,7 +241,7 @@ class RunConfig:
             raise ValueError(
                 "wrong_rewrites is a setting of the lab's world; other data sets have the rewrites they have"
             )
-        if self.min_support and self.method in ("gt", "random", *CONFIDENCE):
+        if self.min_support and self.method in ("gt", *UNLABELLED):
             raise ValueError(f"min_support is a floor for votes; method {self.method!r} has none")
         urls = [url for url in self.vllm_server.split(",") if url.strip()]
         if self.engine == "vllm_server" and not 1 <= len(urls) <= 2:

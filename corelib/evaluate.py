@@ -132,7 +132,8 @@ def score(table, benchmark: Benchmark, seen: Iterable = ()) -> dict:
     """What is reported of one benchmark: avg@k, with several draws also pass@k and maj@k, each with its interval; shares
     of truncated, unparsed and timed-out answers; the score without the questions `seen` in training.
 
-    A truncated answer ran into the token limit, an unparsed one holds nothing to grade; both count as wrong.
+    A truncated answer ran into the token limit, and is graded by what it boxed before; an unparsed one holds nothing to
+    grade, and counts as wrong.
     """
     right = verdicts(table)
     k = len(right[0])

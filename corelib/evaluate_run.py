@@ -17,8 +17,8 @@ CHECKPOINTS = ("base", "best", "final")
 def checkpoint_of(folder: str | Path, which: str) -> tuple[str, Path, RunConfig]:
     """Model and evaluation folder of a run's checkpoint, and the run's configuration.
 
-    which: base, best, final or a step. The base model's answers lie beside the runs, once for all of them. Raises
-    RuntimeError for what is not a run or a checkpoint that is not there.
+    which: base, best (by labelled validation), kept (by the alarm, without labels), final or a step. The base model's
+    answers lie beside the runs, once for all of them. Raises RuntimeError for what is not a run or a checkpoint that is not there.
     """
     folder = Path(folder)
     manifest = runs.read_json(folder / "manifest.json")
@@ -30,7 +30,7 @@ def checkpoint_of(folder: str | Path, which: str) -> tuple[str, Path, RunConfig]
     if which == "base":
         checkpoint = identify(config.base_model)
         return config.base_model, folder.parent / "base" / checkpoint.label, config
-    path = folder / (which if which in ("best", "final") else f"checkpoint-{which}")
+    path = folder / (which if which in ("best", "kept", "final") else f"checkpoint-{which}")
     if not path.is_dir():
         there = [p.name.removeprefix("checkpoint-") for p in sorted(folder.iterdir()) if (p / "config.json").is_file() or (p / "adapter_config.json").is_file()]  # fmt: skip
         raise RuntimeError(

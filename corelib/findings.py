@@ -135,7 +135,9 @@ def _learning_rate(data: pd.DataFrame) -> str:
     text = f"Majority voting ends below Co-rewarding-II at learning rate {_share(apart)}"
     text += f"; at {_share(rest)} they are not told apart" if rest else ""
     down = [r for r in rates if _part(data, "majority_voting", r)["collapsed"].any()]
-    return text + (f"; it collapses at {_share(down)} only" if down and down != rates else "")
+    text += f"; it collapses at {_share(down)} only" if down and down != rates else ""
+    chance = data[(data["method"] == "random") & data["collapsed"]]
+    return text + (f"; a random reward collapses at {_share(sorted(chance['value'].unique()))}" if len(chance) else "")
 
 
 def _base(data: pd.DataFrame) -> str:
@@ -160,8 +162,8 @@ def _teacher(data: pd.DataFrame) -> str:
     worse = [v for v, rows in tried.items() if _apart(rows, usual) == -1]
     own = usual["value"].iloc[0]
     if worse:
-        low = min(worse, key=lambda v: tried[v]["final"].mean())
-        return f"Co-rewarding-II ends lower with a first weight of {_share(worse)} than with {own:g}: at {low:g} at {_says(tried[low])}, not {_says(usual)}"
+        ends = listed([f"at {v:g} at {_says(tried[v])}" for v in worse])
+        return f"Co-rewarding-II ends lower with a first weight of {_share(worse)} than with {own:g}: {ends}, not {_says(usual)}"
     ends_ = [rows["final"].mean() for rows in tried.values()]
     return f"No teacher from {min(tried):g} to {max(tried):g} makes Co-rewarding-II clearly worse than {own:g} ({100 * min(ends_):.0f} to {100 * max(ends_):.0f} %, not {_says(usual)})"
 
@@ -193,15 +195,17 @@ def _group(data: pd.DataFrame) -> str:
     tried = {v: _part(data, "majority_voting", v) for v in sorted(data["value"].unique())}
     small, large = tried[min(tried)], tried[max(tried)]
     counts = f"collapsed {', '.join(fell(rows) for rows in tried.values())} at G = {', '.join(f'{v:g}' for v in tried)}"  # fmt: skip
+    one = {v: rows for v, rows in data[data["method"] == "co_rewarding_i"].groupby("value") if rows["collapsed"].any()}
+    other = f"; Co-rewarding-I collapses at {listed([f'G = {v:g} ({fell(rows)})' for v, rows in one.items()])}" if one else ""  # fmt: skip
     if not any(rows["collapsed"].any() for rows in tried.values()):
-        return f"Majority voting collapses at no group size ({counts})"
+        return f"Majority voting collapses at no group size ({counts}){other}"
     if large["collapsed"].mean() < small["collapsed"].mean():
-        return f"A larger group saves majority voting from collapse in some seeds: {counts}"
+        return f"A larger group saves majority voting from collapse in some seeds: {counts}{other}"
     if large["collapsed"].mean() > small["collapsed"].mean():
-        return f"A larger group makes the collapse of majority voting more frequent: {counts}"
+        return f"A larger group makes the collapse of majority voting more frequent: {counts}{other}"
     steps = f"at step {', '.join(format(rows['collapse'].median(), '.0f') for rows in tried.values())} (median)"
     later = large["collapse"].min() > small["collapse"].max()
-    return f"A larger group {'delays' if later else 'does not clearly delay'} the collapse of majority voting: {counts}, {steps}"  # fmt: skip
+    return f"A larger group {'delays' if later else 'does not clearly delay'} the collapse of majority voting: {counts}, {steps}{other}"  # fmt: skip
 
 
 def _kl(data: pd.DataFrame) -> str:
@@ -211,7 +215,7 @@ def _kl(data: pd.DataFrame) -> str:
     counts = f"it ends at {listed([f'{_says(rows)} with {v:g}' for v, rows in tried.items()])}, {_says(usual)} without"
     if not usual["collapsed"].any():
         return f"Majority voting collapses without a KL penalty in none of these seeds: {counts}"
-    how = f"A KL penalty of {_share(saved)} makes majority voting collapse less often" if saved else "No KL penalty tried keeps majority voting from collapsing"  # fmt: skip
+    how = f"A KL penalty of {_share(saved)} makes majority voting collapse less often" if saved else "No KL penalty tried keeps majority voting from falling below half of its peak"  # fmt: skip
     return f"{how}: {counts}"
 
 
@@ -264,8 +268,10 @@ def paper_figures(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
     def validation():
         bad, good = ("majority_voting", "entropy", "self_certainty"), ("gt", "co_rewarding_ii")
-        same = all(runs[m]["collapsed"].mean() > 0.5 for m in bad) and not any(runs[m]["collapsed"].any() for m in good)
-        return f"collapsed: {counts(*bad)}; {counts(*good)}", same
+        halved = {m: [bool((v < v.cummax() / 2).any()) for _, v in ends[m].dropna(subset="gt/validation").groupby("run")["gt/validation"]] for m in bad + good}  # fmt: skip
+        said = [listed([f"{name(m)} {sum(halved[m])} of {len(halved[m])}" for m in part]) for part in (bad, good)]
+        same = all(sum(halved[m]) > len(halved[m]) / 2 for m in bad) and not any(any(halved[m]) for m in good)
+        return f"validation falls below half of its peak: {'; '.join(said)}", same
 
     def near_copies():
         near = table[(table["question"] == "near_copy") & (table["method"] == "co_rewarding_i")]

@@ -46,7 +46,10 @@ SHARES = (
     0.15,
     0.1,
 )  # of vllm_memory that `cure` tries, largest cache first
-CHECKPOINTS, WEIGHTS = 3, 3  # corelib.saving.require_space: two and the one being written; best, next best, final
+CHECKPOINTS, WEIGHTS = (
+    3,
+    4,
+)  # corelib.saving.require_space: two and the one being written; best, kept, next of them, final
 
 # Allowances, GiB: derived from nothing, and not measured
 CONTEXT = 1.0  # CUDA context, kernels, cuBLAS workspaces

@@ -59,8 +59,9 @@ def timeline(frame: pd.DataFrame, table: pd.DataFrame, per_row: int = 3):
             ax.annotate(f"alarm {row.alarm:.0f}", (row.alarm, 0.97), xytext=(4 if left_half else -4, 0), textcoords="offset points", ha="left" if left_half else "right", va="top", fontsize=8)  # fmt: skip
         if row.collapse == row.collapse:
             ax.plot(row.collapse, smooth.get(row.collapse, 0), "kX", markersize=8)
-        at = smooth.index[abs(smooth.index - row.kept).argmin()]
-        ax.plot(at, smooth[at], "k^", markersize=7, markerfacecolor="white")
+        if row.kept == row.kept:
+            at = smooth.index[abs(smooth.index - row.kept).argmin()]
+            ax.plot(at, smooth[at], "k^", markersize=7, markerfacecolor="white")
         ax.set_title(label + (f": {row.failure}" if row.failure else ""), fontsize=9.5)
         ax.set_ylim(-0.02, 1.02)
     for ax in left:

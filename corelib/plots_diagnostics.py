@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -18,7 +19,9 @@ from corelib.alarm_study import WINDOW
 from corelib.answers import equivalent
 from corelib.plots import STYLE, mean_band, methods, name
 
-MARKS = dict(zip(STYLE, "osv^Dxp*+", strict=True))  # four methods share a solid line: markers tell them apart in grey
+MARKS = dict(
+    zip(STYLE, cycle("osv^Dxp*+"), strict=False)
+)  # four methods share a solid line: markers tell them apart in grey
 SHOWN = 300  # characters at either end of a text that a table cuts
 LEFT = 'style="text-align:left;vertical-align:top"'
 FEW = 8  # questions behind a point, below which their share is mostly noise
@@ -116,14 +119,15 @@ def _ends(runs: pd.DataFrame, column: str) -> tuple[float, float]:
 def parted(run: pd.DataFrame) -> bool:
     """Whether a run ends below half its peak of accuracy while its reward has gone on rising.
 
-    Rising: the last ten steps pay more than the ten up to that peak by twice the standard error of that difference, so
-    that a coin's noise does not count.
+    Rising: the last ten steps pay more than the ten up to that peak (or than the first ten) by twice the standard error of
+    that difference, so that a coin's noise does not count.
     """
     accuracy, reward = _smooth(run, "gt/accuracy"), run.set_index("step")["reward"].dropna()
     if len(accuracy) < 2 or accuracy.iloc[-1] >= accuracy.max() / 2:
         return False
-    then, now = reward.loc[: accuracy.idxmax()].tail(WINDOW), reward.tail(WINDOW)
-    error = (then.var(ddof=0) / len(then) + now.var(ddof=0) / len(now)) ** 0.5
+    peak = max(accuracy.idxmax(), reward.index[min(WINDOW, len(reward)) - 1])  # before, the mean is of fewer steps
+    then, now = reward.loc[:peak].tail(WINDOW), reward.tail(WINDOW)
+    error = (then.var() / len(then) + now.var() / len(now)) ** 0.5
     return bool(now.mean() - then.mean() > 2 * error)
 
 
@@ -148,9 +152,9 @@ def reward_and_accuracy(frame: pd.DataFrame):
     for ax in left:
         ax.set_ylabel("share", fontsize=9)
     title = (
-        f"Paid more and more, right less than half as often as at their best:\n{listed(apart)}"
+        f"Paid more at the end, by more than noise, right less than half as often as at their best:\n{listed(apart)}"
         if apart
-        else "No method is paid more and more while it is right less than half as often as at its best"
+        else "No method is paid more at the end, by more than noise, and right less than half as often as at its best"
     )
     lines = [
         plt.Line2D([], [], color="k", linewidth=1.8, label="mean reward"),
@@ -304,7 +308,7 @@ def case_study_html(frame: pd.DataFrame) -> str:
         cells = [f"<td {LEFT}>{_escaped(c)}</td>" for c in cells]
         cells += [f'<td class="tex2jax_ignore mathjax_ignore" {LEFT}>{_escaped(c)}{mark}</td>' for c, mark in zip(written, (wrong, "", ""), strict=True)]  # fmt: skip
         body.append(f"<tr>{''.join(cells)}</tr>")
-    head = ("method", "step", "question", "truth", "label", "answers of the group", "commonest rollouts")
+    head = ("method", "step", "question", "truth", "label", "answers of the group (at most four)", "commonest rollout")
     cells = "".join(f'<th style="text-align:left">{h}</th>' for h in head)
     return f"<table><tr>{cells}</tr>{''.join(body)}</table>"
 

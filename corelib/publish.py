@@ -30,7 +30,7 @@ def export(
     """Write a checkpoint of a finished run into the folder `out`, whole or not at all; returns it.
 
     Safetensors in shards of 5 GB (fp32, or bf16), config, tokenizer, generation_config.json with every stop token of
-    training, README.md and its figure. checkpoint: best, final or checkpoint-N; merge_lora=False keeps adapters;
+    training, README.md and its figure. checkpoint: best, kept, final or checkpoint-N; merge_lora=False keeps adapters;
     name: how the card's snippets load it (default: the folder's name); audit: audit.json of notebook 01 (default: the
     run's own); license: default mit, as the released checkpoints, for Llama its own. An earlier export is replaced.
     Raises RuntimeError for a run that is not finished, a checkpoint that is not whole, a folder that is not ours or does
@@ -77,8 +77,8 @@ def describe(
     from corelib.models import load_tokenizer
 
     folder = Path(run_folder).expanduser().absolute()
-    if not re.fullmatch(r"best|final|checkpoint-\d+", checkpoint):
-        raise ValueError(f"checkpoint {checkpoint!r} must be best, final or checkpoint-N, e.g. checkpoint-100")
+    if not re.fullmatch(r"best|kept|final|checkpoint-\d+", checkpoint):
+        raise ValueError(f"checkpoint {checkpoint!r} must be best, kept, final or checkpoint-N, e.g. checkpoint-100")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ValueError(f"name {name!r} must be a folder's name or USER/NAME of letters, digits, '-', '_' and '.'")
     _require_finished(folder)
@@ -94,7 +94,7 @@ def describe(
     if config.dataset != "lab" and not tokenizer.chat_template:
         raise RuntimeError(f"the tokenizer of {source} lost its chat template; restore it from the base model")
     status = runs.read_status(folder)
-    step = {"best": status.get("best_step"), "final": status.get("step")}
+    step = {"best": status.get("best_step"), "kept": status.get("kept_step"), "final": status.get("step")}
     return source, card.Subject(
         folder, config, checkpoint, step[checkpoint] if checkpoint in step else int(checkpoint.split("-")[1]), name, stops,
         tokenizer.convert_ids_to_tokens(stops), "bfloat16" if bf16 else "float32", license or _license(config),

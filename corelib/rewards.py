@@ -2,7 +2,7 @@
 
 METHODS maps the method's name to its function. A function returns the rewards of the G rollouts and, where there is
 one, the pseudo-label that judged them. What a method needs (a second view, a teacher, the policy's confidence) is
-named in `corelib.config`: PAIRED, TEACHER, CONFIDENCE.
+named in `corelib.config`: PAIRED, TEACHER, CONFIDENCE, UNLABELLED.
 """
 
 from __future__ import annotations

@@ -251,7 +251,9 @@ def truncate_metrics(folder: Path, step: int) -> None:
     path = Path(folder) / "metrics.jsonl"
     if path.is_file():
         kept = [
-            line for line in path.read_text().splitlines() if (row := _parse(line)) is not None and row["step"] <= step
+            line
+            for line in path.read_text().splitlines()
+            if (row := parse_row(line)) is not None and row["step"] <= step
         ]
         write_text(path, "".join(line + "\n" for line in kept))
 
@@ -262,14 +264,16 @@ def load_metrics(folder: str | Path):
 
     path = Path(folder) / "metrics.jsonl"
     rows = (
-        [row for line in path.read_text().splitlines() if (row := _parse(line)) is not None] if path.is_file() else []
+        [row for line in path.read_text().splitlines() if (row := parse_row(line)) is not None]
+        if path.is_file()
+        else []
     )
     if not rows:
         return pd.DataFrame({"step": pd.Series(dtype=int)})
     return pd.DataFrame(rows).groupby("step", as_index=False).last()
 
 
-def _parse(line: str) -> dict | None:
+def parse_row(line: str) -> dict | None:
     try:
         row = json.loads(line)
     except ValueError:

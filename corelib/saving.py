@@ -3,8 +3,8 @@
 `checkpoint-<step>` holds the policy, the teacher, optimizer, scheduler and random states, and trainer_state.json, whose
 step is also the sampler's position (the order of questions is a function of seed and epoch). `complete.json` is written
 last, when every other file is on the disk: size and XXH3-128 of each file. So a kill at any moment leaves a folder
-without the mark, and a truncated, changed, missing or added file is seen before anything is loaded. best/ and final/
-have the same mark.
+without the mark, and a truncated, changed, missing or added file is seen before anything is loaded. best/, kept/ and
+final/ have the same mark.
 
 Cost: every byte is read once, right after it was written and from the page cache, at 3.4 GB/s on one core of the
 development machine (reading alone: 4.7; crc32 1.4, sha256 0.9, blake2b 0.4). That is 19 s for the 64 GB of a 4B
@@ -77,7 +77,7 @@ def mark_complete(folder: str | Path) -> None:
 
 
 def checkpoint_defect(checkpoint: str | Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint (or best/, final/), None when it is what was written.
+    """What is wrong with a checkpoint (or best/, kept/, final/), None when it is what was written.
 
     `contents=False` looks at names and sizes only: cheap, and enough where nothing is loaded.
     """
@@ -218,18 +218,18 @@ def require_space(
     """Raise DiskFull, before the first step, when the run's checkpoints and weights will not fit on its disk.
 
     One checkpoint: the trained weights, two fp32 moments of Adam each, and an fp32 teacher. There are `keep` of them
-    and the one being written, and the weights three times: best, the next best while it is written, final. `sharded`:
-    FSDP stores the policy twice in a checkpoint, for transformers to read and for itself.
+    and the one being written, and the weights four times: best, kept, the next of them while it is written, final.
+    `sharded`: FSDP stores the policy twice in a checkpoint, for transformers to read and for itself.
     """
     trained = [p for p in parameters if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in trained)
     checkpoint = weights * (2 if sharded else 1) + sum(p.numel() for p in trained) * 4 * (3 if teacher else 2)
-    have = size(*checkpoints(folder), *(Path(folder) / name for name in ("best", "final")))
-    short = (keep + 1) * checkpoint + 3 * weights - have - free(folder)
+    have = size(*checkpoints(folder), *(Path(folder) / name for name in ("best", "kept", "final")))
+    short = (keep + 1) * checkpoint + 4 * weights - have - free(folder)
     if short > 0:
         raise DiskFull(
             f"the disk of {folder} has {_gb(free(folder))} free, and this run needs {_gb(short + free(folder))} more: "
-            f"{keep + 1} checkpoints of {_gb(checkpoint)} and 3 copies of the weights of {_gb(weights)}; "
+            f"{keep + 1} checkpoints of {_gb(checkpoint)} and 4 copies of the weights of {_gb(weights)}; "
             f"free {_gb(short)}, or put the run on another disk with --out"
         )
 

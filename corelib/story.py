@@ -88,7 +88,12 @@ def of_folders(folders: Sequence[str | Path]) -> Evidence:
             print(f"{folder.name}: manifest.json does not say what was run, left out")
             continue
         settings = {s: config.get(s, getattr(RunConfig, s, None)) for s in sweep.SETTINGS}
-        rows.append({"question": "own", "run": folder.name, "method": config["method"], "seed": config["seed"], **settings} | fate(metrics))  # fmt: skip
+        try:
+            became = fate(metrics)
+        except ValueError as broken:
+            print(f"{folder.name}: {broken}; left out")
+            continue
+        rows.append({"question": "own", "run": folder.name, "method": config["method"], "seed": config["seed"], **settings} | became)  # fmt: skip
         frames.append(metrics.assign(run=folder.name, method=config["method"]))
         stored = runs.load_completions(folder) if config["method"] not in rollouts else ()
         if len(stored):
@@ -148,7 +153,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
         mean, low, high = mean_interval(part["final"])
         fell = wilson(int(part["collapsed"].sum()), len(part))
         rows[name(method)] = {
-            "seeds": len(part), "start": part["start"].mean(), "peak": part["peak"].mean(), "final": mean,
+            "runs": len(part), "start": part["start"].mean(), "peak": part["peak"].mean(), "final": mean,
             "final, low": max(low, 0.0), "final, high": min(high, 1.0), "collapsed": int(part["collapsed"].sum()),
             "share, low": fell.low, "share, high": fell.high,
             "reward at peak": part["reward_at_peak"].mean(), "reward": part["reward"].mean(),
@@ -161,16 +166,20 @@ def markdown(table: pd.DataFrame) -> str:
     made, alarms = over_seeds(table), table.groupby(table["method"].map(name))["alarm"].count()
     rows = ["| method | start | peak | final (95 %) | reward, peak to end | collapsed | alarm |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     for method, (label, r) in zip(methods(_known(table)), made.iterrows(), strict=True):
-        fell = f"{r['collapsed']:.0f} of {r['seeds']:.0f}"
+        fell = f"{r['collapsed']:.0f} of {r['runs']:.0f}"
         rows.append(
             f"| `{method}` | {100 * r['start']:.0f} % | {100 * r['peak']:.0f} % | {100 * r['final']:.0f} % ({100 * r['final, low']:.0f} to {100 * r['final, high']:.0f}) "
-            f"| {r['reward at peak']:.2f} to {r['reward']:.2f} | {f'**{fell}**' if r['collapsed'] else fell} | {alarms[label]} of {r['seeds']:.0f} |"
+            f"| {r['reward at peak']:.2f} to {r['reward']:.2f} | {f'**{fell}**' if r['collapsed'] else fell} | {alarms[label]} of {r['runs']:.0f} |"
         )
     return "\n".join(rows)
 
 
 def answers(table: pd.DataFrame) -> str:
-    """The README's list: each question of the sweep that has runs, and its answer with the seeds that it rests on."""
+    """The README's list: each question of the sweep that has runs, and its answer with the seeds that it rests on.
+
+    Below `FEW_SEEDS` it is called a hint: two settings that are the same are then told apart in a third of all
+    cases or more, because their differences have one sign.
+    """
     lines = []
     for question, answer in ANSWERS.items():
         try:
@@ -179,7 +188,8 @@ def answers(table: pd.DataFrame) -> str:
         except Missing:
             continue
         seeds = data.loc[~data["usual"], "seed"].nunique()
-        lines.append(f"- *{sweep.QUESTIONS[question]['asks']}* {said} ({seeds} seed{'s' if seeds > 1 else ''}).")
+        hint = "" if seeds >= FEW_SEEDS else ": a hint"
+        lines.append(f"- *{sweep.QUESTIONS[question]['asks']}* {said} ({seeds} seed{'s' if seeds > 1 else ''}{hint}).")
     return "\n".join(lines)
 
 
@@ -247,10 +257,26 @@ def _points(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:+.1f} points" + ("" if low != low else f" ({100 * low:+.1f} to {100 * high:+.1f})")
 
 
+def verdict(table: pd.DataFrame, judged: pd.DataFrame) -> str:
+    """The README's sentences on the alarm. `table`: sweep.csv; `judged`: `diagnostics.judge_runs` of its runs."""
+    away = judged[~judged["run"].isin(table.loc[table["question"] == "nine", "run"])]
+    all_, others, fell = alarm_counts(judged), alarm_counts(away), judged["collapse"].notna()
+
+    def share(row: pd.Series, what: str = "") -> str:
+        return f"{row['count']:.0f} of {row['of']:.0f}{what} ({100 * row['low']:.0f} to {100 * row['high']:.0f} %)"
+
+    kept = {way: [f"{100 * part[f'{way}_share'].median():.0f} %" for part in (judged, judged[fell])] for way in ("kept", "labelled", "last")}  # fmt: skip
+    return (
+        f"It saw {share(all_.loc['detected'], ' collapses')}, {all_.loc['in time', 'count']:.0f} of them before accuracy had halved, in the median {all_.loc['lead', 'median']:.0f} steps before. "
+        f"It also went off in {share(all_.loc['false alarms'], ' runs that never fell below half of their peak')}; away from the setting that it was tuned on in {share(others.loc['false alarms'])}. "
+        f"The weights that it keeps have {kept['kept'][0]} of the run's best accuracy in the median, those that labelled validation chooses {kept['labelled'][0]}; where a run collapsed, {kept['kept'][1]} and {kept['labelled'][1]}, its last ones {kept['last'][1]}."
+    )
+
+
 def moments(evidence: Evidence) -> dict[str, list[int]]:
     """Three stored steps of each method's rollouts: the first, the one nearest to its peak, the last.
 
-    The peak is that of accuracy where it is known, or else what the alarm would keep.
+    The peak is that of accuracy where it is known, or else what the alarm would keep, or else the last.
     """
     found = {}
     for method in methods(evidence.table):
@@ -261,7 +287,7 @@ def moments(evidence: Evidence) -> dict[str, list[int]]:
         if not stored:  # majority voting on rephrased questions alone: the case study shows original ones
             continue
         row = evidence.table[evidence.table["method"] == method].iloc[0]
-        peak = row["peak_step"] if row["peak_step"] == row["peak_step"] else row["kept"]
+        peak = next((s for s in (row["peak_step"], row["kept"], stored[-1]) if pd.notna(s)), None)
         found[method] = list(dict.fromkeys(int(s) for s in (stored[0], min(stored, key=lambda s: abs(s - peak)), stored[-1])))  # fmt: skip
     if not found:
         raise Missing("no rollouts were stored with these runs, so there is no case study")

@@ -241,7 +241,7 @@ def train(config: RunConfig, folder: Path) -> dict:
         )
         if config.engine == "vllm":  # its worker has just seeded this process with the rank alone: every run the same
             set_seed(config.seed * 1000 + trainer.accelerator.process_index // config.vllm_tensor_parallel)
-        heartbeat.trainer = validate.trainer = finite.trainer = trainer
+        heartbeat.trainer = validate.trainer = finite.trainer = alarmed.trainer = trainer
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl has every value; the log gets one line a second
         trainer.eos_token_ids = stop_ids
         if config.engine == "transformers":
@@ -252,6 +252,7 @@ def train(config: RunConfig, folder: Path) -> dict:
         step = saving.step_of(checkpoint) if checkpoint else 0
         if _is_main():
             runs.truncate_metrics(folder, step)
+            saving.mend_folder(folder / "kept")
             saving.require_space(folder, trainer.model.parameters(), trainer.teacher is not None, _fsdp())
             print(f"{'resuming at step ' + str(step) if step else 'starting'} of {steps}: {folder.name}", flush=True)
         if step < steps:
@@ -273,6 +274,7 @@ def train(config: RunConfig, folder: Path) -> dict:
             "seconds": seconds_before + time.time() - started,
             "best_step": best.get("step"),
             "best_validation": best.get("accuracy"),
+            "kept_step": (runs.read_json(folder / "kept" / "validation.json") or {}).get("step"),
         }
         if _is_main():
             why = {"error": alarmed.stopped} if alarmed.stopped and step < steps else {}

@@ -31,7 +31,7 @@ from trl.trainer.utils import RepeatSampler, create_model_from_path
 
 from corelib import confidence, engine, grader, saving, sharding
 from corelib.answers import cluster, equivalent, extract, extract_released, vote
-from corelib.config import CONFIDENCE, TEACHER, RunConfig
+from corelib.config import CONFIDENCE, TEACHER, UNLABELLED, RunConfig
 from corelib.rewards import METHODS, Group
 from corelib.teacher import Teacher, policy_weight
 
@@ -312,7 +312,7 @@ def judge_batch(
         own = vote([r["answer"] for r in group], equality=config.answer_equality)
         log("answers/distinct_group", len(own.counts) / group_size)
         log("answers/support", own.support)
-        has_label = config.method not in (*CONFIDENCE, "random")
+        has_label = config.method not in UNLABELLED
         if has_label:
             log("label/missing", judged.label is None)
             log("label/support", judged.support)

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import TrainerControl
 
-from corelib import alarm_callback, diagnostics, probe, runs, story
+from corelib import alarm_callback, diagnostics, probe, runs, saving, story
 from corelib.alarm import RULE, Alarm, first_fired
 from corelib.alarm_callback import AlarmCallback
 from corelib.alarm_study import fate
@@ -140,25 +142,57 @@ def test_metrics_without_signals_are_refused_and_an_unstarted_run_is_not():
     with pytest.raises(ValueError, match="no column `step`"):
         diagnostics.alarm(pd.DataFrame({"reward": [1.0]}))
     assert diagnostics.alarm(pd.DataFrame({"step": [0], "gt/validation": [0.3]})).step is None
+    for column in ("step", "answers/none"):
+        with pytest.raises(ValueError, match=f"column {column} of these metrics holds text"):
+            diagnostics.alarm(FATES["silent"].assign(**{column: "1"}))
+    with pytest.raises(ValueError, match="scale is 0"):
+        diagnostics.alarm(FATES["silent"], scale=0)
 
 
 def test_keep_is_the_consensus_of_the_validations_before_the_alarm():
-    assert diagnostics.keep(FATES["forgetting"]) == 30  # said at step 50
-    assert diagnostics.keep(validated(run(), lambda s: 0.9, keep=lambda s: 60 if s == 80 else 10)) == 60
-    assert diagnostics.keep(validated(FATES["silent"], lambda s: 0.9, keep=lambda s: s // 2)) == 15  # calm until 30
-    early = FATES["silent"].assign(**{"answers/none": [0.05] * 8 + [0.9] * 72})
-    assert diagnostics.keep(validated(early, lambda s: 0.9)) == 8  # the validation at 10 came after the failure began
-    assert diagnostics.keep(WELL, steps=[0, 25, 50]) == 50
-    with pytest.raises(ValueError, match="no checkpoint"):
-        diagnostics.keep(WELL, steps=[])
+    assert diagnostics.keep(WELL) == 80  # each validation agreed best when it was made
+    assert diagnostics.keep(FATES["forgetting"]) == 30  # then 30 agreed best, at 40 and later too
+    # the last two name 60 and 20: when 80 was made it was not the best, and 60 was not when it was made
+    assert diagnostics.keep(validated(run(), lambda s: 0.9, keep=lambda s: {70: 60, 80: 20}.get(s, min(s, 50)))) == 50
+    silent = FATES["silent"]  # answers vanish after step 30; the alarm goes off before 40
+    assert 30 < diagnostics.alarm(silent).step < 40
+    assert diagnostics.keep(validated(silent, lambda s: 0.9)) == 30  # 40 to 80 agreed best, too, after the alarm
+    at_once = validated(silent.assign(**{"answers/none": [0.05] * 7 + [0.9] * 73}), lambda s: 0.9)
+    assert (
+        diagnostics.alarm(at_once).step == 9 and diagnostics.keep(at_once) == 0
+    )  # the first validation comes too late
+    assert diagnostics.keep(silent) is None  # no validation, nothing to choose from
+    before = pd.DataFrame({"step": [0], "probe/keep": [0]})
+    assert diagnostics.keep(pd.concat([before, silent])) == 0 and diagnostics.keep(before) == 0
 
 
-def test_keep_without_validation_returns_to_before_the_failure():
-    frame = FATES["silent"]  # answers vanish after step 30
-    assert 26 <= diagnostics.keep(frame) <= 30
-    assert diagnostics.keep(frame, steps=[0, 10, 20, 50]) == 20
-    assert diagnostics.keep(frame, steps=[50, 80]) == 50
-    assert diagnostics.keep(run(80)) == 80
+def test_a_run_holds_what_keep_names(tmp_path, monkeypatch):
+    """Each row is written, then the callback asked, as in training; weights of no other step than `keep`'s may be there."""
+    monkeypatch.setattr(
+        alarm_callback,
+        "save_weights",
+        lambda trainer, folder, said: (folder.mkdir(exist_ok=True), runs.write_json(folder / "validation.json", said)),
+    )
+    doubts = validated(FATES["silent"], lambda s: 0.9, keep=lambda s: {20: 10}.get(s, s))
+    for name, frame in {
+        **FATES,
+        "doubts": doubts,
+        "well": WELL,
+        "silent": validated(FATES["silent"], lambda s: 0.9),
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for start in (1, 36):  # as two processes of a run that was stopped
+            callback = AlarmCallback(folder, "warn", lambda _: None)
+            for row in frame[frame["step"].between(start, 35 if start == 1 else 80)].to_dict("records"):
+                runs.append_metrics(folder, {k: v for k, v in row.items() if v == v})
+                state = SimpleNamespace(global_step=row["step"], is_world_process_zero=True)
+                callback.on_log(SimpleNamespace(world_size=1), state, TrainerControl(), logs={"loss": 0.0})
+                kept = diagnostics.keep(runs.load_metrics(folder))
+                assert (runs.read_json(folder / "kept" / "validation.json") or {"step": 0})["step"] == (kept or 0)
+    assert diagnostics.keep(doubts) == 30 and runs.read_json(tmp_path / "doubts" / "kept" / "validation.json") == {
+        "step": 30
+    }
 
 
 def test_collapse_is_half_of_the_peak_of_the_ten_step_mean():
@@ -167,6 +201,7 @@ def test_collapse_is_half_of_the_peak_of_the_ten_step_mean():
     # k bad steps in the window: 0.8 - 0.06 k < 0.4 from k = 7 on
     assert diagnostics.collapse_step(frame) == 27
     assert diagnostics.collapse_step(frame[frame["step"] <= 26]) is None
+    assert diagnostics.collapse_step(frame[::-1]) == 27
     with pytest.raises(ValueError, match="no gt/accuracy"):
         diagnostics.collapse_step(frame.drop(columns="gt/accuracy"))
 
@@ -185,7 +220,8 @@ def test_evaluation_counts_leads_and_failures():
     assert table.loc["false alarms", ["low", "high"]].tolist() == pytest.approx([0.5 - half, 0.5 + half], abs=1e-4)
     rows = diagnostics.judge_runs({"sees": sees}).iloc[0]
     assert rows["lead"] == rows["collapse"] - rows["alarm"] > 0
-    assert rows["kept_share"] == pytest.approx(1.0, abs=0.03)
+    assert math.isnan(rows["kept"]) and math.isnan(rows["kept_share"])  # no validation, so nothing was kept
+    assert table.loc["kept", "of"] == 0
     wrong = story.failures(diagnostics.judge_runs({"sees": sees, "late": late, "unseen": unseen, "false": false}))
     assert wrong[["run", "failure"]].to_numpy().tolist() == [["false", "false alarm"], ["late", "late"], ["unseen", "missed"]]  # fmt: skip
     assert wrong["halved at"].isna().tolist() == [True, False, False] and (wrong["left at the end"][1:] < 0.5).all()
@@ -195,7 +231,7 @@ def test_evaluation_counts_leads_and_failures():
 def test_a_long_table_is_as_good_as_a_dict_and_the_labelled_choice_is_compared():
     # rollouts: 0.4 for 20 steps, then 0.8 for 20; the labelled validation liked step 10, the votes step 30
     frame = pd.DataFrame({"step": range(1, 41), "gt/accuracy": [0.4] * 20 + [0.8] * 20, "answers/none": 0.0})
-    frame = validated(frame, lambda s: 0.9, keep=lambda s: 30 if s == 40 else s)
+    frame = validated(frame, lambda s: 0.9, keep=lambda s: min(s, 30))
     frame["gt/validation"] = frame["step"].map({10: 0.7, 20: 0.5, 30: 0.6, 40: 0.6})
     long = pd.concat([frame.assign(run="a"), frame.assign(run="b", **{"gt/validation": float("nan")})])
     table = diagnostics.judge_runs(long).set_index("run")
@@ -463,11 +499,32 @@ def test_the_rule_has_no_method_in_it():
 def test_an_alarm_that_breaks_does_not_end_the_run(tmp_path):
     said = []
     callback = AlarmCallback(tmp_path, "stop", said.append)
-    (tmp_path / "metrics.jsonl").write_text('{"entropy": 0.1}\n')  # no step
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "entropy": "low"}\n')
     control, state = TrainerControl(), SimpleNamespace(global_step=1, is_world_process_zero=True)
     for _ in range(2):
         callback.on_log(SimpleNamespace(world_size=1), state, control, logs={"loss": 0.0})
-    assert said == ["no alarm any more: KeyError: 'step'"] and not control.should_training_stop
+    assert (
+        len(said) == 1
+        and said[0].startswith("no alarm any more: ValueError: column entropy of these")
+        and not control.should_training_stop
+    )
+
+
+def test_weights_chosen_without_labels_are_kept_evaluated_and_published(tiny, tmp_path, monkeypatch):
+    from corelib import evaluate_run, publish, train
+
+    monkeypatch.setattr(probe, "measures", lambda votes, step: {"probe/keep": min(step, 2)})
+    folder = tmp_path / "run"
+    train.train(tiny("gt", steps=3, eval_steps=1, save_steps=1), folder)
+    assert diagnostics.keep(runs.load_metrics(folder)) == 2
+    assert runs.read_json(folder / "kept" / "validation.json") == {"step": 2}
+    assert saving.checkpoint_defect(folder / "kept") is None and not (folder / "kept.new").exists()
+    kept, then, last = (load_file(folder / f / "model.safetensors") for f in ("kept", "checkpoint-2", "final"))
+    assert all(torch.equal(kept[k], then[k]) for k in then) and any(not torch.equal(kept[k], last[k]) for k in last)
+    model, out, _ = evaluate_run.checkpoint_of(folder, "kept")
+    assert model == str(folder / "kept") and out == folder / "evaluation" / "kept"
+    card = publish.export(folder, tmp_path / "out", "kept") / "README.md"
+    assert "`kept` (by the alarm, without labels), after step 2," in card.read_text()
 
 
 def test_a_run_that_the_alarm_stops_says_so_and_goes_on_when_asked(tiny, tmp_path, monkeypatch):

@@ -86,7 +86,8 @@ def same(a: Path, b: Path) -> None:
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one), file
     one, other = runs.load_metrics(a), runs.load_metrics(b)
     assert one["step"].tolist() == list(range(steps + 1)) and one[MEASURED].equals(other[MEASURED])
-    assert runs.read_json(a / "best" / "validation.json") == runs.read_json(b / "best" / "validation.json")
+    for name in ("best", "kept"):
+        assert runs.read_json(a / name / "validation.json") == runs.read_json(b / name / "validation.json")
     assert runs.load_completions(a).equals(runs.load_completions(b))
 
 

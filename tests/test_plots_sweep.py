@@ -52,8 +52,8 @@ BOTH_WAYS = {
     "learning_rate": (
         [r for m, x in ((MV, 0.85), (TWO, 0.86)) for r in rows("learning_rate", m, [x, x], learning_rate=1e-4)],
         "Majority voting ends below Co-rewarding-II at learning rate 0.00025; at 0.0001 they are not told apart",
-        [r for m, x in ((MV, 0.1), (TWO, 0.86)) for r in rows("learning_rate", m, [x, x], learning_rate=1e-4)],
-        "Majority voting ends below Co-rewarding-II at learning rate 0.0001 and 0.00025; it collapses at 0.00025 only",
+        [r for m, x in ((MV, 0.1), (TWO, 0.86)) for r in rows("learning_rate", m, [x, x], learning_rate=1e-4)] + rows("learning_rate", "random", [0.1], True, learning_rate=1e-4),
+        "Majority voting ends below Co-rewarding-II at learning rate 0.0001 and 0.00025; it collapses at 0.00025 only; a random reward collapses at 0.0001",
     ),
     "base": (
         [r for m, x in ((MV, 0.2), (TWO, 0.9)) for r in rows("base", m, [x, x], model="lab2")],
@@ -82,14 +82,14 @@ BOTH_WAYS = {
     "group": (
         [r for g in (4, 16) for r in rows("group", MV, [0.1, 0.1], True, rollouts=g)],
         "A larger group does not clearly delay the collapse of majority voting: collapsed 2 of 2, 2 of 2, 2 of 2 at G = 4, 8, 16, at step 60, 60, 60 (median)",
-        rows("group", MV, [0.1, 0.1], True, rollouts=4) + rows("group", MV, [0.9, 0.9], rollouts=16),
-        "A larger group saves majority voting from collapse in some seeds",
+        rows("group", MV, [0.1, 0.1], True, rollouts=4) + rows("group", MV, [0.9, 0.9], rollouts=16) + rows("group", ONE, [0.2, 0.3], True, rollouts=16),
+        "A larger group saves majority voting from collapse in some seeds: collapsed 2 of 2, 2 of 2, 0 of 2 at G = 4, 8, 16; Co-rewarding-I collapses at G = 16 (2 of 2)",
     ),
     "kl": (
         rows("kl", MV, [0.9, 0.8], beta=0.05) + rows("kl", MV, [0.1, 0.1], True, beta=0.005),
         "A KL penalty of 0.05 makes majority voting collapse less often: it ends at 10 % (collapsed 2 of 2) with 0.005 and 85 % (collapsed 0 of 2) with 0.05, 15 % (collapsed 2 of 2) without",
         rows("kl", MV, [0.1, 0.1], True, beta=0.05),
-        "No KL penalty tried keeps majority voting from collapsing",
+        "No KL penalty tried keeps majority voting from falling below half of its peak",
     ),
     "equality": (
         rows("equality", MV, [0.1], True, answer_equality="released"),
@@ -237,7 +237,7 @@ def test_expectations_are_decided_by_the_data():
     mv = held.loc["Majority voting rises, then falls below half its peak; its reward ends higher than at the peak"]
     assert mv["held"] == "no" and mv["measured"] == "1 of 3 seeds; 1 collapsed"
     summary = story.over_seeds(table)
-    assert summary.loc["Majority voting", ["seeds", "collapsed"]].tolist() == [3, 1]
+    assert summary.loc["Majority voting", ["runs", "collapsed"]].tolist() == [3, 1]
     assert summary.loc["Co-rewarding-II", "final"] == pytest.approx(1.81 / 3)
 
 
@@ -294,7 +294,7 @@ def test_the_papers_figures_are_compared_by_the_data():
     frame = pd.concat([steps(r.run, r.method, r.collapsed) for r in table.itertuples()])
     verdict = findings.paper_figures(table, frame).set_index("figure")["verdict"]
     assert verdict["1, 3"] == "same" and verdict["3"] == "-" and verdict["5, 10"] == "-"
-    assert findings.paper_figures(table.assign(collapsed=False), frame).set_index("figure").loc["1, 3", "verdict"] == "different"  # fmt: skip
+    assert findings.paper_figures(table, frame.assign(**{"gt/validation": 0.5})).set_index("figure").loc["1, 3", "verdict"] == "different"  # fmt: skip
     lacking = findings.paper_figures(table, frame).iloc[4]  # no frozen teacher among the runs
     assert lacking["here"] == "no finished run of Frozen teacher" and lacking["verdict"] == "-"
 
@@ -302,8 +302,8 @@ def test_the_papers_figures_are_compared_by_the_data():
 def test_the_readmes_answers_are_those_of_the_questions_that_have_runs():
     table = pd.DataFrame([*NINE, *rows("near_copy", ONE, [0.1], True, rewording="near_copy"), *rows("kl", MV, [0.1, 0.2], True, beta=0.05)])  # fmt: skip
     near, kl = story.answers(table).splitlines()
-    assert near == "- *Are rewordings that are near copies why Co-rewarding-I fails?* Near copies make Co-rewarding-I worse: it ends at 10 % (collapsed 1 of 1), with rich rewordings at 70 % (collapsed 0 of 1) (1 seed)."  # fmt: skip
-    assert kl.startswith("- *Does a KL penalty") and kl.endswith("(2 seeds).")
+    assert near == "- *Are rewordings that are near copies why Co-rewarding-I fails?* Near copies make Co-rewarding-I worse: it ends at 10 % (collapsed 1 of 1), with rich rewordings at 70 % (collapsed 0 of 1) (1 seed: a hint)."  # fmt: skip
+    assert kl.startswith("- *Does a KL penalty") and kl.endswith("(2 seeds: a hint).")
     assert story.answers(pd.DataFrame(NINE)) == ""
 
 

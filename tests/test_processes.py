@@ -365,7 +365,7 @@ def prepared(config, folder: Path, sharded: bool) -> list[str]:
         runs.write_text(folder / file, text)
     command = launch.train_command(config, folder)
     if sharded:
-        settings = processes.accelerate_config(config, 2, gpu=True)
+        settings = processes.accelerate_config(config, config.gpus, gpu=True)
         runs.write_text(folder / processes.FILE, yaml.safe_dump(settings))
         command = [sys.executable, str(HERE / "fsdp_worker.py"), *command[command.index("--config_file") + 1 :]]
     return command
@@ -390,3 +390,28 @@ def test_two_ranks_stopped_and_resumed_equal_never_stopped(tmp_path):
         assert relative_gap(tmp_path / "ddp" / file, tmp_path / "fsdp2" / file) < 5e-3
     assert (tmp_path / "fsdp2" / f"checkpoint-{LAST}" / "pytorch_model_fsdp.bin").is_file()  # it was sharded
     assert not (tmp_path / "ddp" / f"checkpoint-{LAST}" / "pytorch_model_fsdp.bin").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_sharded_run_goes_on_with_another_number_of_ranks(tmp_path):
+    """Two ranks, kill -9, four: the checkpoint's shards are dealt out anew, and the teacher is not lost."""
+    config = load_config("lab", method="co_rewarding_ii", **(SMALL | dict(save_steps=4, micro_batch=2)))
+    with open(tmp_path / "train.log", "wb") as log:
+        command = prepared(config, tmp_path, sharded=True)
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True, cwd=ROOT)
+        wait_for(lambda: runs.read_status(tmp_path).get("step", 0) >= 5 or child.poll() is not None, 300)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    first = load_file(tmp_path / "checkpoint-4" / "teacher.safetensors")
+    command = prepared(replace(config, gpus=4), tmp_path, sharded=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=ENVIRONMENT, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"resuming at step 4 of {LAST}" in done.stdout
+    metrics = runs.load_metrics(tmp_path)
+    assert metrics["step"].tolist() == list(range(LAST + 1))
+    # One that began anew would lie on the base model, at a distance of 0
+    distance = metrics.set_index("step")["teacher/distance"]
+    assert 0.8 < distance[5] / distance[4] < 1.5
+    last = load_file(tmp_path / f"checkpoint-{LAST}" / "teacher.safetensors")
+    assert first.keys() == last.keys() and all(first[k].shape == last[k].shape for k in last)

@@ -226,7 +226,7 @@ def test_an_unfinished_run_is_one_sentence(run, tmp_path, state):
 
 
 def test_what_is_not_there_is_one_sentence(run, tmp_path):
-    for what, match in {"newest": "must be best, final or checkpoint-N", "checkpoint-../../x": "must be", "base": "must be", "checkpoint-77": "no checkpoint 77"}.items():  # fmt: skip
+    for what, match in {"newest": "must be best, kept, final or checkpoint-N", "checkpoint-../../x": "must be", "base": "must be", "checkpoint-77": "no checkpoint 77"}.items():  # fmt: skip
         with pytest.raises((ValueError, RuntimeError), match=match):
             publish.export(run, tmp_path / "out", what)
     with pytest.raises(RuntimeError, match="not a run folder"):

@@ -6,7 +6,7 @@ import shlex
 import pytest
 import yaml
 
-from corelib import deviations, runs
+from corelib import deviations, diagnostics, runs
 from corelib.__main__ import main
 from corelib.config import METHOD_NAMES, ROOT
 from corelib.launch import notebook_parameters
@@ -67,6 +67,9 @@ def test_lab_table_is_the_committed_sweep():
     nine = story.main_runs(story.committed()).table
     assert story.markdown(nine) in README
     assert story.answers(story.committed().table) in README
+    every = story.committed()
+    assert story.verdict(every.table, diagnostics.judge_runs(every.metrics())) in README
+    assert every.table["run"].nunique() == int(re.search(r"On the (\d+) runs above", README)[1])
     assert set(nine["method"]) == set(METHOD_NAMES) and nine.groupby("method")["seed"].nunique().eq(5).all()
     assert sum((REFERENCE / name).stat().st_size for name in ("sweep.csv", "sweep.parquet", "sweep_rollouts.parquet")) < 2e6  # fmt: skip
 

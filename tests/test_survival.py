@@ -197,17 +197,17 @@ def test_room_is_asked_for_before_a_checkpoint_is_written(tmp_path, monkeypatch)
 
 
 def test_room_is_asked_for_before_the_run_starts(tmp_path, monkeypatch):
-    """1 M fp32 parameters with a teacher: 3 checkpoints of 16 MB and 3 x 4 MB of weights are 60 MB."""
+    """1 M fp32 parameters with a teacher: 3 checkpoints of 16 MB and 4 x 4 MB of weights are 64 MB."""
     weights = [torch.nn.Parameter(torch.zeros(1000, 1000)), torch.nn.Parameter(torch.zeros(9), requires_grad=False)]
-    monkeypatch.setattr(saving, "free", lambda _: 59_999_999)
-    with pytest.raises(saving.DiskFull, match="3 checkpoints of 16.0 MB and 3 copies of the weights of 4.0 MB"):
+    monkeypatch.setattr(saving, "free", lambda _: 63_999_999)
+    with pytest.raises(saving.DiskFull, match="3 checkpoints of 16.0 MB and 4 copies of the weights of 4.0 MB"):
         saving.require_space(tmp_path, weights, teacher=True)
-    saving.require_space(tmp_path, weights, teacher=False)  # 3 x 12 + 3 x 4
-    monkeypatch.setattr(saving, "free", lambda _: 60_000_000)
+    saving.require_space(tmp_path, weights, teacher=False)  # 3 x 12 + 4 x 4
+    monkeypatch.setattr(saving, "free", lambda _: 64_000_000)
     saving.require_space(tmp_path, weights, teacher=True)
     with pytest.raises(saving.DiskFull, match="3 checkpoints of 20.0 MB"):
         saving.require_space(tmp_path, weights, teacher=True, sharded=True)
-    monkeypatch.setattr(saving, "free", lambda _: 60_000_000 - 2560 - 99)
+    monkeypatch.setattr(saving, "free", lambda _: 64_000_000 - 2560 - 99)
     with pytest.raises(saving.DiskFull):
         saving.require_space(tmp_path, weights, teacher=True)
     checkpoint(tmp_path, 1)  # what is there already is not needed again
