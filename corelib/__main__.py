@@ -42,7 +42,11 @@ def main(argv=None) -> int:
 
     p = verbs.add_parser("evaluate", help="score any checkpoint on benchmarks, or compare two", allow_abbrev=False)
     p.add_argument("run", nargs="?", default="", help="run folder: base, best and final on its held-out problems")
-    p.add_argument("--checkpoint", default="", help="only this one of the run: base, best, final or a step")
+    p.add_argument(
+        "--checkpoint",
+        default="",
+        help="only this one of the run: base, best, kept (chosen without labels), final or a step",
+    )
     p.add_argument("--model", default="", help="folder, Hub id, id@revision, or lab")
     p.add_argument("--benchmarks", default="", help="comma-separated, or paper for the paper's seven, or lab")
     p.add_argument("--engine", default="", help="vllm or transformers (default: vllm where a GPU and vLLM are)")

@@ -127,7 +127,7 @@ def keep(metrics: pd.DataFrame, rule: Rule = RULE, scale: float = 1.0) -> int | 
 
     It is the last validation before the alarm whose votes agreed with those of all validations so far at least as well as
     any earlier one's (there `probe/keep` names its own step). So whether a step is kept is decided when it is made, and
-    nothing later asks for weights that are gone. None where no validation was made.
+    nothing that comes later asks for weights of before. None where no validation was made.
     """
     if "probe/keep" not in metrics:
         return None

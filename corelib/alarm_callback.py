@@ -9,17 +9,26 @@ import pandas as pd
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from corelib import runs
+from corelib import runs, saving
 from corelib.alarm import SIGNALS, alarm
 from corelib.callbacks import save_weights
 
 CHOICES = ("warn", "save", "stop")
 
 
+def mend_kept(folder: Path, step: int) -> None:
+    """Before a run goes on at `step`: its kept/ is whole, and gone where a step is made again that may come out otherwise."""
+    kept = folder / "kept"
+    saving.mend_folder(kept)
+    if ((runs.read_json(kept / "validation.json") or {}).get("step") or 0) > step:
+        saving.discard(kept)
+
+
 class AlarmCallback(TrainerCallback):
     """Asks the alarm after every step, when its metrics are written; acts once in a run, also across resumes.
 
-    Until then it keeps the weights that `corelib.alarm.keep` names in the run's folder `kept/`.
+    Until then it keeps the weights that `corelib.alarm.keep` names in the run's folder `kept/`. The folder is not there where
+    that is the base model, or where a resumed run went another way than before and the weights named now were replaced.
 
     `on_collapse`: "warn" says it and logs the metric `alarm/step`; "save" also asks for a checkpoint of this step; "stop"
     also ends the training after that checkpoint. Must come after `corelib.callbacks.Heartbeat` in the list of callbacks,

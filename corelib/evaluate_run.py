@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from corelib import runs
+from corelib.alarm import keep
 from corelib.config import RunConfig, load_config
 from corelib.evaluate import evaluate_model, held_out, stored_scores
 from corelib.generate import default_engine
@@ -18,7 +19,8 @@ def checkpoint_of(folder: str | Path, which: str) -> tuple[str, Path, RunConfig]
     """Model and evaluation folder of a run's checkpoint, and the run's configuration.
 
     which: base, best (by labelled validation), kept (by the alarm, without labels), final or a step. The base model's
-    answers lie beside the runs, once for all of them. Raises RuntimeError for what is not a run or a checkpoint that is not there.
+    answers lie beside the runs, once for all of them. Raises RuntimeError for what is not a run or a checkpoint that is
+    not there.
     """
     folder = Path(folder)
     manifest = runs.read_json(folder / "manifest.json")
@@ -33,10 +35,20 @@ def checkpoint_of(folder: str | Path, which: str) -> tuple[str, Path, RunConfig]
     path = folder / (which if which in ("best", "kept", "final") else f"checkpoint-{which}")
     if not path.is_dir():
         there = [p.name.removeprefix("checkpoint-") for p in sorted(folder.iterdir()) if (p / "config.json").is_file() or (p / "adapter_config.json").is_file()]  # fmt: skip
+        why = f" ({_not_kept(folder)})" if which == "kept" else ""
         raise RuntimeError(
-            f"{folder.name} has no checkpoint {which}; there are base, {', '.join(there) or 'no others'}"
+            f"{folder.name} has no checkpoint {which}{why}; there are base, {', '.join(there) or 'no others'}"
         )
     return str(path), folder / "evaluation" / path.name, config
+
+
+def _not_kept(folder: Path) -> str:
+    named = keep(runs.load_metrics(folder))
+    if named is None:
+        return "no validation was made, so nothing could be chosen"
+    if not named:
+        return "no validation before the alarm agreed with the others as well as the base model's"
+    return f"step {named} would be it, and its weights are gone: the run is older than kept/, or was resumed before it"
 
 
 def evaluate_checkpoints(

@@ -212,12 +212,13 @@ def plan(source: Path, subject: card.Subject, out: Path, push_to: str = "") -> l
 
 
 def _require_finished(folder: Path) -> None:
-    """Raise RuntimeError for a run that is not finished, with what it is and what to do."""
+    """Raise RuntimeError for a run that is neither finished nor ended by its alarm, with what it is and what to do."""
     manifest, status = runs.read_json(folder / "manifest.json"), runs.read_status(folder)
     if manifest is None and not status:
         raise RuntimeError(f"{folder} is not a run folder (no manifest.json); train it first")
     state = status.get("state", "not started")
-    if state != "done":
+    by_alarm = state == "stopped" and str(status.get("error", "")).startswith("alarm at step")  # on_collapse: stop
+    if state != "done" and not by_alarm:
         at = f" at step {status['step']} of {status['steps']}" if status.get("steps") else ""
         why = f" ({hide_token(str(status['error']))[:200]})" if status.get("error") else ""
         raise RuntimeError(f"run {folder.name} is {state}{at}{why}, not done; finish it first: the command that trained it resumes it")  # fmt: skip

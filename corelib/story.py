@@ -177,8 +177,8 @@ def markdown(table: pd.DataFrame) -> str:
 def answers(table: pd.DataFrame) -> str:
     """The README's list: each question of the sweep that has runs, and its answer with the seeds that it rests on.
 
-    Below `FEW_SEEDS` it is called a hint: two settings that are the same are then told apart in a third of all
-    cases or more, because their differences have one sign.
+    Below `FEW_SEEDS` it is called a hint: two equal settings of a method whose seeds differ as those of majority voting
+    and I do are then told apart in a fifth to a half of all cases, because their differences have one sign.
     """
     lines = []
     for question, answer in ANSWERS.items():

@@ -185,7 +185,7 @@ def train(config: RunConfig, folder: Path) -> dict:
     from transformers.trainer_utils import set_seed
     from transformers.utils import logging
 
-    from corelib.alarm_callback import AlarmCallback
+    from corelib.alarm_callback import AlarmCallback, mend_kept
     from corelib.callbacks import FiniteOnly, Heartbeat, StopOnSignal, Stopped, Validate
     from corelib.engine import EngineGuard
     from corelib.trainer import CoRewardingTrainer
@@ -252,7 +252,7 @@ def train(config: RunConfig, folder: Path) -> dict:
         step = saving.step_of(checkpoint) if checkpoint else 0
         if _is_main():
             runs.truncate_metrics(folder, step)
-            saving.mend_folder(folder / "kept")
+            mend_kept(folder, step)
             saving.require_space(folder, trainer.model.parameters(), trainer.teacher is not None, _fsdp())
             print(f"{'resuming at step ' + str(step) if step else 'starting'} of {steps}: {folder.name}", flush=True)
         if step < steps:

@@ -1,5 +1,6 @@
 """Measures against values worked by hand, the alarm on synthetic runs whose fate is known by construction."""
 
+import json
 import math
 import threading
 from dataclasses import replace
@@ -162,6 +163,9 @@ def test_keep_is_the_consensus_of_the_validations_before_the_alarm():
         diagnostics.alarm(at_once).step == 9 and diagnostics.keep(at_once) == 0
     )  # the first validation comes too late
     assert diagnostics.keep(silent) is None  # no validation, nothing to choose from
+    fires = validated(run(), lambda s: 0.95 if s <= 40 else 0.6)  # at 50, by the validation of that very step
+    assert diagnostics.alarm(fires).step == 50 and diagnostics.keep(fires) == 40
+    assert diagnostics.keep(fires, scale=9.0) == 80  # an alarm that deaf is silent
     before = pd.DataFrame({"step": [0], "probe/keep": [0]})
     assert diagnostics.keep(pd.concat([before, silent])) == 0 and diagnostics.keep(before) == 0
 
@@ -446,6 +450,7 @@ def test_a_run_on_rephrased_questions_alone_is_judged_on_them():
         assert (row["peak"], row["final"], row["collapsed"], row["collapse"]) == (pytest.approx(0.8), pytest.approx(0.1), True, 46)  # fmt: skip
         assert diagnostics.judge_runs({"run": alone.assign(**column)})["failure"].tolist() == ["missed"]
     assert not fate(alone.assign(**{"gt/accuracy": 0.7}))["collapsed"]
+    assert fate(alone[::-1])["final"] == pytest.approx(0.1)
     assert math.isnan(fate(steps)["collapsed"])
     with pytest.raises(ValueError, match="no gt/accuracy"):
         diagnostics.judge_runs({"run": steps})
@@ -453,7 +458,7 @@ def test_a_run_on_rephrased_questions_alone_is_judged_on_them():
 
 def test_all_ranks_save_and_stop_after_the_same_step(tmp_path, monkeypatch):
     """Only rank 0 reads the metrics; one that did not hear of the alarm would wait in the next collective for ever."""
-    frame, spoken, meeting = FATES["silent"], {}, threading.Barrier(2, timeout=20)
+    frame, spoken, meeting = validated(FATES["silent"], lambda s: 0.9), {}, threading.Barrier(2, timeout=20)
 
     def gather(own):  # as accelerate's: every rank's list, one after the other
         spoken[threading.current_thread().name] = own
@@ -463,13 +468,15 @@ def test_all_ranks_save_and_stop_after_the_same_step(tmp_path, monkeypatch):
         return both
 
     monkeypatch.setattr(alarm_callback, "gather_object", gather)
-    for row in frame.to_dict("records"):
-        runs.append_metrics(tmp_path, row)
+    rows, saved = frame.to_dict("records"), []
+    monkeypatch.setattr(alarm_callback, "save_weights", lambda trainer, folder, said: saved.append(said["step"]))
     acted = {}
 
     def rank(number):
         callback, control = AlarmCallback(tmp_path, "stop", lambda _: None), TrainerControl()
-        for step in (1, 2):
+        for step, upto in ((10, 10), (40, 80), (41, 80)):
+            if number == 0:
+                (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:upto]))
             state = SimpleNamespace(global_step=step, is_world_process_zero=number == 0)
             callback.on_log(SimpleNamespace(world_size=2), state, control, logs={"loss": 0.0})
             acted.setdefault(number, []).append((control.should_save, control.should_training_stop))
@@ -479,7 +486,9 @@ def test_all_ranks_save_and_stop_after_the_same_step(tmp_path, monkeypatch):
         thread.start()
     for thread in ranks:
         thread.join()
-    assert acted == {0: [(True, True)] * 2, 1: [(True, True)] * 2}
+    assert saved == [10, 10]  # both ranks, or the saving hangs
+    once = [(False, False), (True, True), (True, True)]
+    assert acted == {0: once, 1: once}
 
 
 def test_the_callback_refuses_an_unknown_choice_and_waits_for_metrics(tmp_path):
@@ -521,15 +530,54 @@ def test_weights_chosen_without_labels_are_kept_evaluated_and_published(tiny, tm
     assert saving.checkpoint_defect(folder / "kept") is None and not (folder / "kept.new").exists()
     kept, then, last = (load_file(folder / f / "model.safetensors") for f in ("kept", "checkpoint-2", "final"))
     assert all(torch.equal(kept[k], then[k]) for k in then) and any(not torch.equal(kept[k], last[k]) for k in last)
+    assert runs.read_status(folder)["kept_step"] == 2
     model, out, _ = evaluate_run.checkpoint_of(folder, "kept")
     assert model == str(folder / "kept") and out == folder / "evaluation" / "kept"
     card = publish.export(folder, tmp_path / "out", "kept") / "README.md"
     assert "`kept` (by the alarm, without labels), after step 2," in card.read_text()
 
 
+@pytest.mark.parametrize("killed", ["", "in between"])
+def test_weights_of_a_step_that_is_made_again_are_not_kept(tiny, tmp_path, monkeypatch, killed):
+    """The first life kept step 4 and ended; the second goes on from 3, and its validations name 2, whose weights are gone."""
+    from corelib import evaluate_run, train
+
+    folder = tmp_path / "run"
+    config = tiny("gt", steps=5, eval_steps=1, save_steps=3)
+    monkeypatch.setattr(probe, "measures", lambda votes, step: {"probe/keep": step if step in (2, 4) else 2})
+    train.train(config, folder)
+    assert runs.read_json(folder / "kept" / "validation.json") == {"step": 4}
+    saving.discard(folder / "checkpoint-5")
+    saving.discard(folder / "final")
+    runs.write_status(folder, "stopped", step=4, steps=5)
+    if killed:  # between the two renames of a replacement
+        (folder / "kept").rename(folder / "kept.old")
+    monkeypatch.setattr(probe, "measures", lambda votes, step: {"probe/keep": 2})
+    train.train(config, folder)
+    assert diagnostics.keep(runs.load_metrics(folder)) == 2 and runs.read_status(folder)["kept_step"] is None
+    assert not list(folder.glob("kept*"))
+    with pytest.raises(RuntimeError, match=r"no checkpoint kept \(step 2 would be it, and its weights are gone"):
+        evaluate_run.checkpoint_of(folder, "kept")
+    runs.write_text(folder / "metrics.jsonl", '{"step": 0, "probe/keep": 0}\n')
+    with pytest.raises(RuntimeError, match="agreed with the others as well as the base model's"):
+        evaluate_run.checkpoint_of(folder, "kept")
+    runs.write_text(folder / "metrics.jsonl", '{"step": 1, "reward": 0.5}\n')
+    with pytest.raises(RuntimeError, match="no validation was made"):
+        evaluate_run.checkpoint_of(folder, "kept")
+
+
+def test_kept_weights_survive_a_kill_while_they_are_replaced(tmp_path):
+    (tmp_path / "kept.old").mkdir()
+    runs.write_json(tmp_path / "kept.old" / "validation.json", {"step": 3})
+    alarm_callback.mend_kept(tmp_path, 3)
+    assert runs.read_json(tmp_path / "kept" / "validation.json") == {"step": 3}
+    alarm_callback.mend_kept(tmp_path, 2)
+    assert not (tmp_path / "kept").exists()
+
+
 def test_a_run_that_the_alarm_stops_says_so_and_goes_on_when_asked(tiny, tmp_path, monkeypatch):
     """Stopped after the step of the alarm, with a checkpoint and the reason in its status; the same call ends it."""
-    from corelib import train
+    from corelib import publish, train
 
     monkeypatch.setattr(alarm_callback, "alarm", lambda metrics: Alarm(1, ("it fell",)) if len(metrics) > 1 else Alarm(None))  # fmt: skip
     config = tiny("gt", steps=3, on_collapse="stop")
@@ -537,6 +585,7 @@ def test_a_run_that_the_alarm_stops_says_so_and_goes_on_when_asked(tiny, tmp_pat
     status = runs.read_status(tmp_path)
     assert (status["state"], status["error"]) == ("stopped", "alarm at step 1: it fell")
     assert (tmp_path / f"checkpoint-{status['step']}" / "complete.json").is_file() and status["step"] < 3
+    assert (publish.export(tmp_path, tmp_path / "out") / "README.md").is_file()  # no need to train through a collapse
     train.train(config, tmp_path)
     status = runs.read_status(tmp_path)
     assert (status["state"], status["step"]) == ("done", 3) and "error" not in status

@@ -81,13 +81,15 @@ def finish(config: Path, folder: Path) -> None:
 
 def same(a: Path, b: Path) -> None:
     steps = runs.read_status(a)["steps"]
-    for file in ("final/model.safetensors", "best/model.safetensors", f"checkpoint-{steps}/teacher.safetensors", f"checkpoint-{steps}/model.safetensors"):  # fmt: skip
+    kept = ["kept/model.safetensors"] if (a / "kept").is_dir() else []
+    for file in ("final/model.safetensors", "best/model.safetensors", f"checkpoint-{steps}/teacher.safetensors", f"checkpoint-{steps}/model.safetensors", *kept):  # fmt: skip
         one, other = load_file(a / file), load_file(b / file)
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one), file
     one, other = runs.load_metrics(a), runs.load_metrics(b)
     assert one["step"].tolist() == list(range(steps + 1)) and one[MEASURED].equals(other[MEASURED])
     for name in ("best", "kept"):
         assert runs.read_json(a / name / "validation.json") == runs.read_json(b / name / "validation.json")
+        assert (a / name).is_dir() == (b / name).is_dir()
     assert runs.load_completions(a).equals(runs.load_completions(b))
 
 
@@ -151,5 +153,8 @@ def test_twenty_kills_at_random_moments(method, runs_of_it, config, tmp_path):
                 assert saving.checkpoint_defect(c) in (None, "it was not finished")
         finish(config, folder)
         same(whole, folder)
+        assert (
+            method != "co_rewarding_iii" or (folder / "kept").is_dir()
+        )  # the votes of this run's validations name one
     print(f"{kills} kills, {unfinished} of them left an unfinished checkpoint")
     assert kills >= 4 * runs_of_it - 2 and unfinished

@@ -48,6 +48,15 @@ def test_reward_and_accuracy_part_only_where_the_reward_rises_and_accuracy_halve
     # a peak at once is compared with ten steps, not with the first two: 0.2, 0.2, then 0.5 throughout
     early = metrics(True).assign(**{"gt/accuracy": [0.9] * 2 + [0.1] * 78}, reward=[0.2] * 2 + [0.5, 0.9] * 39)
     assert not figures.parted(early)
+    # 0.2 in ten steps up to the peak, then +-0.1 about 0.2 + gap: the deviation of ten is 0.1 / 0.9 ** 0.5, its error a third of 0.1
+    for gap, apart in ((0.066, False), (0.067, True)):
+        late = 0.2 + gap + 0.1 * (-1.0) ** np.arange(70)
+        assert (
+            figures.parted(
+                metrics(True).assign(**{"gt/accuracy": [0.9] * 10 + [0.1] * 70}, reward=[0.2] * 10 + [*late])
+            )
+            == apart
+        )
     with pytest.raises(figures.Missing, match="none of these runs logged gt/accuracy"):
         figures.reward_and_accuracy(stacked.drop(columns="gt/accuracy"))
 

@@ -1,5 +1,6 @@
 """Findings on made-up tables that come out both ways, the figures that bear them, and notebook 05 on made-up evidence."""
 
+import json
 import os
 import subprocess
 import sys
@@ -202,6 +203,12 @@ def test_own_run_folders_are_told_once_and_apart(tmp_path, capsys):
         runs.write_json(mv / "manifest.json", manifest)
         assert story.of_folders([gt, mv]).table["run"].tolist() == ["gt"]
         assert "majority_voting: manifest.json does not say what was run, left out" in capsys.readouterr().out
+    lines = (gt / "metrics.jsonl").read_text()
+    (gt / "metrics.jsonl").write_text("".join(json.dumps(row | {"entropy": "low"}) + "\n" for row in map(json.loads, lines.splitlines())))  # fmt: skip
+    folders(third := tmp_path / "third")
+    runs_of = [gt, (third / MV).rename(third / "whole")]
+    assert story.of_folders(runs_of).table["run"].tolist() == ["whole"]
+    assert "gt: column entropy of these metrics holds text" in capsys.readouterr().out
 
 
 def test_moments_are_those_of_original_questions():
@@ -210,6 +217,9 @@ def test_moments_are_those_of_original_questions():
     assert list(story.moments(told)) == ["gt"]
     with pytest.raises(Missing, match="no difficulty"):
         story.levels(rephrased)
+    for peak, kept, found in ((np.nan, 30, [1, 20, 40]), (np.nan, 36, [1, 40]), (np.nan, np.nan, [1, 40]), (np.nan, None, [1, 40])):  # fmt: skip
+        unknown = pd.DataFrame(NINE).astype({"kept": object}).assign(peak_step=peak, kept=kept)
+        assert story.moments(told._replace(table=unknown)) == {"gt": found}
     assert story.named([1, 20, 40]) == ["start", "peak", "end"] and story.named([1, 40]) == ["start", "end"]
     assert story.named([1]) == ["start"]
 
@@ -294,7 +304,13 @@ def test_the_papers_figures_are_compared_by_the_data():
     frame = pd.concat([steps(r.run, r.method, r.collapsed) for r in table.itertuples()])
     verdict = findings.paper_figures(table, frame).set_index("figure")["verdict"]
     assert verdict["1, 3"] == "same" and verdict["3"] == "-" and verdict["5, 10"] == "-"
-    assert findings.paper_figures(table, frame.assign(**{"gt/validation": 0.5})).set_index("figure").loc["1, 3", "verdict"] == "different"  # fmt: skip
+    falls = np.where(frame["gt/validation"].notna(), np.where(frame["step"] <= 20, 0.8, 0.1), np.nan)
+    rises = np.where(frame["gt/validation"].notna(), np.where(frame["step"] <= 20, 0.1, 0.8), np.nan)
+    for validation, words in ((0.5, "Entropy 0 of 2"), (falls, "GT reward 2 of 2"), (rises, "Majority voting 0 of 2")):
+        other = (
+            findings.paper_figures(table, frame.assign(**{"gt/validation": validation})).set_index("figure").loc["1, 3"]
+        )
+        assert other["verdict"] == "different" and words in other["here"]  # all fall: not the paper's picture either
     lacking = findings.paper_figures(table, frame).iloc[4]  # no frozen teacher among the runs
     assert lacking["here"] == "no finished run of Frozen teacher" and lacking["verdict"] == "-"
 

@@ -210,8 +210,11 @@ def test_room_is_asked_for_before_the_run_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "free", lambda _: 64_000_000 - 2560 - 99)
     with pytest.raises(saving.DiskFull):
         saving.require_space(tmp_path, weights, teacher=True)
-    checkpoint(tmp_path, 1)  # what is there already is not needed again
+    there = checkpoint(tmp_path, 1)  # what is there already is not needed again
     saving.require_space(tmp_path, weights, teacher=True)
+    for name in ("best", "kept", "final"):
+        there = there.rename(tmp_path / name)
+        saving.require_space(tmp_path, weights, teacher=True)
 
 
 @pytest.mark.parametrize("part", [0, 5])
