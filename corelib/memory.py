@@ -278,7 +278,7 @@ def disk(config: RunConfig) -> list[dict]:
     trained, teaches = a.linear * config.lora_rank or a.parameters, config.method in TEACHER
     parts = [
         (f"{CHECKPOINTS} checkpoints: weights, Adam{', teacher' if teaches else ''}", CHECKPOINTS * (16 if teaches else 12) * trained),
-        ("weights: best, next best, final", WEIGHTS * 4 * trained),
+        ("weights: best, kept, next, final", WEIGHTS * 4 * trained),
         ("base model, downloaded", 0 if config.model in ("lab", "smollm2") else 2 * a.parameters),
     ]  # fmt: skip
     return [{"part": part, "GiB": count / GIB} for part, count in parts if count]
